@@ -1,0 +1,292 @@
+// Attention, tile schedule: for any GPU, no subgroups needed.
+//
+// Formula:   o = softmax(scale q k^T + bias, visible) v; lse = log sum exp; online over keys.
+// Grid:      one workgroup per (batch, KV head, key range, tile of ROWS packed rows).
+// Workgroup: THREADS invocations as 8 x 8. Invocation (y, x) owns a 4 x 4 piece of the scores
+//            (rows 4y.., keys x, x + 8, ..) and of each chunk of the output (rows 4y.., dims x, ..).
+// Memory:    chunks of q and of k or v, the weights, and one column of row reductions; rows are
+//            padded by one element against bank conflicts. 13.5 KiB.
+
+//@import grid
+//@import online_softmax
+//@import attention
+
+//@if F16
+enable f16;
+alias Scalar = f16;
+//@else
+alias Scalar = f32;
+//@endif
+
+const V_CHUNKS: u32 = 2u; //@variant
+const ROWS: u32 = 32u;
+const KEYS: u32 = 32u;
+const CHUNK: u32 = 32u;
+const THREADS: u32 = 64u;
+const LOADS: u32 = ROWS * CHUNK / THREADS;
+const PITCH: u32 = CHUNK + 1u;
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<Scalar>; // [batch, q_heads, q_len, head_dim]
+@group(0) @binding(2) var<storage, read> k: array<Scalar>; // [batch, kv_heads, kv_len, head_dim]
+@group(0) @binding(3) var<storage, read> v: array<Scalar>; // [batch, kv_heads, kv_len, value_dim]
+//@if PARTIAL
+@group(0) @binding(4) var<storage, read_write> scratch: array<f32>; // [rows, splits, value_dim + 2]
+//@else
+@group(0) @binding(4) var<storage, read_write> o: array<Scalar>; // [batch, q_heads, q_len, value_dim]
+//@if LSE
+@group(0) @binding(5) var<storage, read_write> lse: array<f32>; // [batch, q_heads, q_len]
+//@endif
+//@endif
+//@if MASK
+@group(0) @binding(6) var<storage, read> mask: array<u32>; // bytes [batch, q_heads, q_len, kv_len]
+//@endif
+//@if BIAS
+//@if BIAS_F16
+enable f16;
+@group(0) @binding(7) var<storage, read> bias: array<f16>; // [batch, q_heads, q_len, kv_len]
+//@else
+@group(0) @binding(7) var<storage, read> bias: array<f32>; // [batch, q_heads, q_len, kv_len]
+//@endif
+//@endif
+//@if LENS
+@group(0) @binding(8) var<storage, read> kv_len: array<u32>; // [batch]
+//@endif
+
+var<workgroup> left: array<f32, ROWS * PITCH>;      // q chunk, [row, dim]
+var<workgroup> right: array<f32, KEYS * PITCH>;     // k or v chunk, [key, dim]
+var<workgroup> weights: array<f32, ROWS * PITCH>;   // [row, key]
+var<workgroup> columns: array<f32, ROWS * 8u>;      // one number per row and x
+var<workgroup> row_at: array<u32, ROWS>;            // first element of each row of q
+
+@compute @workgroup_size(THREADS)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let number = linear_workgroup(workgroup, grid);
+    if (number >= params.tiles) {
+        return;
+    }
+    let tile = tile_of(number, ROWS, params);
+    let rows = params.q_len * params.group;
+    let last_row = min(tile.first_row + ROWS, rows) - 1u;
+//@if LENS
+    let valid = min(kv_len[params.kv_len_at + tile.batch * params.kv_len_batch], params.all_keys);
+//@else
+    let valid = params.all_keys;
+//@endif
+    let begin = tile.split * params.split_keys;
+    let seen = visible_keys_of_run(tile.first_row, last_row, valid, params);
+    let end = min(seen, begin + params.split_keys);
+    let x = local % 8u;
+    let y = local / 8u;
+
+    if (local < ROWS) {
+        row_at[local] = q_start(tile, min(tile.first_row + local, last_row), params);
+    }
+
+    var acc: array<f32, V_CHUNKS * 16u>;
+    //@unroll
+    for (var n = 0u; n < V_CHUNKS * 16u; n++) {
+        acc[n] = 0.0;
+    }
+    var maximum: array<f32, 4>;
+    var total: array<f32, 4>;
+    var limit: array<u32, 4>;
+//@if MASK
+    var mask_row: array<u32, 4>;
+//@endif
+//@if BIAS
+    var bias_row: array<u32, 4>;
+//@endif
+    //@unroll
+    for (var a = 0u; a < 4u; a++) {
+        let row = min(tile.first_row + y * 4u + a, last_row);
+        maximum[a] = HIDDEN;
+        total[a] = 0.0;
+        limit[a] = min(visible_keys(row % params.q_len, valid, params), end);
+//@if MASK
+        mask_row[a] = mask_start(tile, row, params);
+//@endif
+//@if BIAS
+        bias_row[a] = bias_start(tile, row, params);
+//@endif
+    }
+
+    let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
+    let v_base = params.v_at + tile.batch * params.v_batch + tile.kv_head * params.v_head;
+    let load_row = local / CHUNK;
+    let load_dim = local % CHUNK;
+
+    for (var j = begin; j < end; j += KEYS) {
+        var score: array<f32, 16>;
+        //@unroll
+        for (var n = 0u; n < 16u; n++) {
+            score[n] = 0.0;
+        }
+        for (var d0 = 0u; d0 < params.head_dim; d0 += CHUNK) {
+            let d = d0 + load_dim;
+            workgroupBarrier();
+            for (var n = 0u; n < LOADS; n++) {
+                let row = load_row + n * (THREADS / CHUNK);
+                // Keys past the end are read as the last one and hidden below.
+                let key = min(j + row, end - 1u);
+                var query_value = 0.0;
+                var key_value = 0.0;
+                if (d < params.head_dim) {
+                    query_value = f32(q[row_at[row] + d * params.q_dim]);
+                    key_value = f32(k[k_base + key * params.k_row + d * params.k_dim]);
+                }
+                left[row * PITCH + load_dim] = query_value * params.scale;
+                right[row * PITCH + load_dim] = key_value;
+            }
+            workgroupBarrier();
+            for (var n = 0u; n < min(CHUNK, params.head_dim - d0); n++) {
+                let k0 = right[x * PITCH + n];
+                let k1 = right[(x + 8u) * PITCH + n];
+                let k2 = right[(x + 16u) * PITCH + n];
+                let k3 = right[(x + 24u) * PITCH + n];
+                //@unroll
+                for (var a = 0u; a < 4u; a++) {
+                    let query_value = left[(y * 4u + a) * PITCH + n];
+                    score[a * 4u] = fma(query_value, k0, score[a * 4u]);
+                    score[a * 4u + 1u] = fma(query_value, k1, score[a * 4u + 1u]);
+                    score[a * 4u + 2u] = fma(query_value, k2, score[a * 4u + 2u]);
+                    score[a * 4u + 3u] = fma(query_value, k3, score[a * 4u + 3u]);
+                }
+            }
+        }
+
+        //@unroll
+        for (var a = 0u; a < 4u; a++) {
+            var highest = HIDDEN;
+            //@unroll
+            for (var b = 0u; b < 4u; b++) {
+                let key = j + x + b * 8u;
+                var s = score[a * 4u + b];
+//@if BIAS
+                s += floored(f32(bias[bias_row[a] + min(key, end - 1u) * params.bias_key]) * LOG2_E);
+//@endif
+                var visible = key < limit[a];
+//@if MASK
+                let byte = mask_row[a] + min(key, end - 1u) * params.mask_key;
+                visible = visible && ((mask[byte / 4u] >> (byte % 4u * 8u)) & 255u) != 0u;
+//@endif
+                s = select(FLOOR, s, visible);
+                highest = max(highest, s);
+                score[a * 4u + b] = s;
+            }
+            columns[(y * 4u + a) * 8u + x] = highest;
+        }
+        workgroupBarrier();
+        //@unroll
+        for (var a = 0u; a < 4u; a++) {
+            var highest = maximum[a];
+            for (var n = 0u; n < 8u; n++) {
+                highest = max(highest, columns[(y * 4u + a) * 8u + n]);
+            }
+            let rescale = exp2(maximum[a] - highest);
+            maximum[a] = highest;
+            // Each invocation sums its own keys; the rows are added up at the end.
+            var sum = 0.0;
+            //@unroll
+            for (var b = 0u; b < 4u; b++) {
+                let w = weight(score[a * 4u + b], highest);
+                weights[(y * 4u + a) * PITCH + x + b * 8u] = w;
+                sum += w;
+            }
+            total[a] = fma(total[a], rescale, sum);
+            //@unroll
+            for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
+                //@unroll
+                for (var b = 0u; b < 4u; b++) {
+                    acc[chunk * 16u + a * 4u + b] *= rescale;
+                }
+            }
+        }
+
+        //@unroll
+        for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
+            let d = chunk * CHUNK + load_dim;
+            workgroupBarrier();
+            for (var n = 0u; n < LOADS; n++) {
+                let row = load_row + n * (THREADS / CHUNK);
+                let key = min(j + row, end - 1u);
+                var value = 0.0;
+                if (d < params.value_dim) {
+                    value = f32(v[v_base + key * params.v_row + d * params.v_dim]);
+                }
+                right[row * PITCH + load_dim] = value;
+            }
+            workgroupBarrier();
+            for (var n = 0u; n < KEYS; n++) {
+                let v0 = right[n * PITCH + x];
+                let v1 = right[n * PITCH + x + 8u];
+                let v2 = right[n * PITCH + x + 16u];
+                let v3 = right[n * PITCH + x + 24u];
+                //@unroll
+                for (var a = 0u; a < 4u; a++) {
+                    let w = weights[(y * 4u + a) * PITCH + n];
+                    acc[chunk * 16u + a * 4u] = fma(w, v0, acc[chunk * 16u + a * 4u]);
+                    acc[chunk * 16u + a * 4u + 1u] = fma(w, v1, acc[chunk * 16u + a * 4u + 1u]);
+                    acc[chunk * 16u + a * 4u + 2u] = fma(w, v2, acc[chunk * 16u + a * 4u + 2u]);
+                    acc[chunk * 16u + a * 4u + 3u] = fma(w, v3, acc[chunk * 16u + a * 4u + 3u]);
+                }
+            }
+        }
+    }
+
+    workgroupBarrier();
+    //@unroll
+    for (var a = 0u; a < 4u; a++) {
+        columns[(y * 4u + a) * 8u + x] = total[a];
+    }
+    workgroupBarrier();
+    //@unroll
+    for (var a = 0u; a < 4u; a++) {
+        let row = tile.first_row + y * 4u + a;
+        var sum = 0.0;
+        for (var n = 0u; n < 8u; n++) {
+            sum += columns[(y * 4u + a) * 8u + n];
+        }
+        if (row <= last_row) {
+//@if PARTIAL
+            let at = partial_at(tile, row, params);
+            //@unroll
+            for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
+                //@unroll
+                for (var b = 0u; b < 4u; b++) {
+                    let d = chunk * CHUNK + x + b * 8u;
+                    if (d < params.value_dim) {
+                        scratch[at + d] = acc[chunk * 16u + a * 4u + b];
+                    }
+                }
+            }
+            if (x == 0u) {
+                scratch[at + params.value_dim] = maximum[a];
+                scratch[at + params.value_dim + 1u] = sum;
+            }
+//@else
+            let at = o_start(tile, row, params);
+            let inverse = reciprocal(sum);
+            //@unroll
+            for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
+                //@unroll
+                for (var b = 0u; b < 4u; b++) {
+                    let d = chunk * CHUNK + x + b * 8u;
+                    if (d < params.value_dim) {
+                        o[at + d * params.o_dim] = Scalar(acc[chunk * 16u + a * 4u + b] * inverse);
+                    }
+                }
+            }
+//@if LSE
+            if (x == 0u) {
+                lse[lse_start(tile, row, params)] = select((maximum[a] + log2(sum)) * LN_2, params.minus_infinity, sum == 0.0);
+            }
+//@endif
+//@endif
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// The device's own rate of f32 fused multiply-adds, measured.
+//
+// Formula:   CHAINS independent chains x = fma(x, a, b), STEPS of each per iteration.
+// Grid:      any; each invocation does iterations * CHAINS * STEPS multiply-adds.
+// Workgroup: 64 invocations.
+// Memory:    none, but for one result per workgroup that nothing can leave out.
+
+const CHAINS: u32 = 12u;
+const STEPS: u32 = 16u;
+const WORKGROUP: u32 = 64u;
+
+struct Params {
+    iterations: u32,
+    a: f32,
+    b: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>; // [workgroups]
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    var chain: array<f32, CHAINS>;
+    //@unroll
+    for (var c = 0u; c < CHAINS; c++) {
+        chain[c] = f32(local * CHAINS + c);
+    }
+    for (var n = 0u; n < params.iterations; n++) {
+        //@unroll
+        for (var s = 0u; s < STEPS; s++) {
+            //@unroll
+            for (var c = 0u; c < CHAINS; c++) {
+                chain[c] = fma(chain[c], params.a, params.b);
+            }
+        }
+    }
+    var sum = 0.0;
+    //@unroll
+    for (var c = 0u; c < CHAINS; c++) {
+        sum += chain[c];
+    }
+    if (local == 0u) {
+        y[workgroup.x] = sum;
+    }
+}

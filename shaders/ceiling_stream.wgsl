@@ -1,0 +1,48 @@
+// The device's own rate of streaming through memory, measured: a read, or a copy.
+//
+// Formula:   y = sum of x, or y = x.
+// Grid:      one workgroup per LOADS * WORKGROUP vectors.
+// Workgroup: 64 invocations, neighbours read neighbours.
+// Memory:    none.
+
+//@import grid
+
+const WORKGROUP: u32 = 64u;
+const LOADS: u32 = 16u;
+
+struct Params {
+    vectors: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [vectors]
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>; // [vectors], or one per invocation
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let group = linear_workgroup(workgroup, grid);
+    let first = group * LOADS * WORKGROUP + local;
+//@if COPY
+    //@unroll
+    for (var n = 0u; n < LOADS; n++) {
+        let at = first + n * WORKGROUP;
+        if (at < params.vectors) {
+            y[at] = x[at];
+        }
+    }
+//@else
+    var sum = vec4<f32>();
+    //@unroll
+    for (var n = 0u; n < LOADS; n++) {
+        let at = first + n * WORKGROUP;
+        if (at < params.vectors) {
+            sum += x[at];
+        }
+    }
+    y[group * WORKGROUP + local] = sum;
+//@endif
+}

@@ -1,0 +1,194 @@
+// Softmax or log-softmax of rows, reading each element once or twice.
+//
+// Formula:   y = exp(z - m) / sum exp(z - m), or z - m - log sum exp(z - m); z = scale x, m = max z.
+// Grid:      one workgroup per (WORKGROUP / LANES rows, range of the row).
+// Workgroup: LANES neighbouring invocations share a row; LANES 1 serves rows that lie side by side.
+// Memory:    one (maximum, total) per invocation, unless the lanes are a subgroup.
+//
+// Three phases: READ and WRITE together do whole rows. For rows too long for that, a dispatch with
+// READ leaves (maximum, total) of each range in scratch, and one with WRITE adds them up.
+
+//@import grid
+//@import online_softmax
+//@import softmax_rows
+
+//@if F16
+enable f16;
+alias Scalar = f16;
+//@else
+alias Scalar = f32;
+//@endif
+//@if VEC4
+alias Stored = vec4<Scalar>;
+alias Unit = vec4<f32>;
+const WIDTH: u32 = 4u;
+//@else
+alias Stored = Scalar;
+alias Unit = f32;
+const WIDTH: u32 = 1u;
+//@endif
+
+const WORKGROUP: u32 = 64u; //@variant
+const LANES: u32 = 16u; //@variant
+const BLOCK: u32 = 4u;
+
+@group(0) @binding(0) var<uniform> params: Params;
+//@if WRITE
+@group(0) @binding(1) var<storage, read_write> y: array<Stored>; // [size_0, size_1, size_2, length]
+//@endif
+//@if !IN_PLACE
+@group(0) @binding(2) var<storage, read> x: array<Stored>; // [size_0, size_1, size_2, length]
+//@else
+//@if !WRITE
+@group(0) @binding(1) var<storage, read> y: array<Stored>; // [size_0, size_1, size_2, length]
+//@endif
+//@endif
+//@if SPLIT
+//@if READ
+@group(0) @binding(3) var<storage, read_write> scratch: array<vec2<f32>>; // [rows, splits]
+//@else
+@group(0) @binding(3) var<storage, read> scratch: array<vec2<f32>>; // [rows, splits]
+//@endif
+//@endif
+//@if READ
+//@if SHARED
+var<workgroup> partial: array<vec2<f32>, WORKGROUP>; // (maximum, total)
+//@endif
+//@endif
+
+//@if VEC4
+fn highest_of(u: Unit) -> f32 {
+    return max(max(u.x, u.y), max(u.z, u.w));
+}
+fn sum_of(u: Unit) -> f32 {
+    return (u.x + u.y) + (u.z + u.w);
+}
+//@else
+fn highest_of(u: Unit) -> f32 {
+    return u;
+}
+fn sum_of(u: Unit) -> f32 {
+    return u;
+}
+//@endif
+
+// z at unit `n` of a row that starts at `at`.
+fn load(at: u32, n: u32) -> Unit {
+    let place = (at + n * WIDTH * params.x_element) / WIDTH;
+//@if IN_PLACE
+    let z = Unit(y[place]) * params.scale;
+//@else
+    let z = Unit(x[place]) * params.scale;
+//@endif
+    return select(z, Unit(FLOOR), z <= Unit(FLOOR));
+}
+
+// exp(z - maximum), exactly 0 where z is hidden.
+fn weights(z: Unit, maximum: f32) -> Unit {
+    return select(exp2((z - maximum) * LOG2_E), Unit(0.0), z <= Unit(HIDDEN));
+}
+
+// The sum of two partial results (maximum, total).
+fn merged(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
+    let maximum = max(a.x, b.x);
+    let total = a.y * exp2((a.x - maximum) * LOG2_E) + b.y * exp2((b.x - maximum) * LOG2_E);
+    return vec2<f32>(maximum, total);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+//@if SUBGROUP_REDUCE
+    @builtin(subgroup_invocation_id) local: u32,
+//@else
+    @builtin(local_invocation_index) local: u32,
+//@endif
+) {
+    let number = linear_workgroup(workgroup, grid);
+    if (number >= params.groups) {
+        return;
+    }
+    let split = number % params.splits;
+    let row = number / params.splits * (WORKGROUP / LANES) + local / LANES;
+    let lane = local % LANES;
+    let exists = row < params.rows;
+    let x_row = x_start(min(row, params.rows - 1u), params);
+    let begin = split * params.split_length / WIDTH;
+    let end = min((split + 1u) * params.split_length, params.length) / WIDTH;
+
+    var maximum = HIDDEN;
+    var total = 0.0;
+//@if READ
+    for (var n = begin + lane; n < end; n += LANES * BLOCK) {
+        var z: array<Unit, BLOCK>;
+        var highest = maximum;
+        //@unroll
+        for (var b = 0u; b < BLOCK; b++) {
+            // Units past the end are read as the last one and hidden.
+            let unit = n + b * LANES;
+            z[b] = select(Unit(FLOOR), load(x_row, min(unit, end - 1u)), unit < end);
+            highest = max(highest, highest_of(z[b]));
+        }
+        var sum = Unit(0.0);
+        //@unroll
+        for (var b = 0u; b < BLOCK; b++) {
+            sum += weights(z[b], highest);
+        }
+        total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(sum));
+        maximum = highest;
+    }
+//@if SHARED
+    partial[local] = vec2<f32>(maximum, total);
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if (lane < step) {
+            partial[local] = merged(partial[local], partial[local + step]);
+        }
+    }
+    workgroupBarrier();
+    let whole = partial[local - lane];
+    maximum = whole.x;
+    total = whole.y;
+//@endif
+//@if SUBGROUP_REDUCE
+    let highest = subgroupMax(maximum);
+    total = subgroupAdd(total * exp2((maximum - highest) * LOG2_E));
+    maximum = highest;
+//@endif
+//@endif
+
+//@if SPLIT
+//@if READ
+    if (exists && lane == 0u) {
+        scratch[row * params.all_splits + params.split_start + split] = vec2<f32>(maximum, total);
+    }
+//@else
+    for (var s = 0u; s < params.all_splits; s++) {
+        let whole = merged(vec2<f32>(maximum, total), scratch[min(row, params.rows - 1u) * params.all_splits + s]);
+        maximum = whole.x;
+        total = whole.y;
+    }
+//@endif
+//@endif
+
+//@if WRITE
+    let y_row = y_start(min(row, params.rows - 1u), params);
+//@if LOG
+    let log_total = log2(total) * LN_2;
+//@else
+    let inverse = reciprocal(total);
+//@endif
+    if (exists) {
+        for (var n = begin + lane; n < end; n += LANES) {
+            let z = load(x_row, n);
+            let place = (y_row + n * WIDTH * params.y_element) / WIDTH;
+//@if LOG
+            y[place] = Stored(select((z - maximum) - log_total, Unit(params.minus_infinity), z <= Unit(HIDDEN)));
+//@else
+            y[place] = Stored(weights(z, maximum) * inverse);
+//@endif
+        }
+    }
+//@endif
+}

@@ -1,0 +1,9 @@
+//! Speed on a device, beside that device's own ceilings.
+
+mod ceilings;
+mod cost;
+mod timing;
+
+pub use ceilings::{Ceilings, ceilings};
+pub use cost::{Cost, cost};
+pub use timing::{Spread, Timing, time};

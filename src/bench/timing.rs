@@ -1,0 +1,153 @@
+//! Timing a call: wall time, and GPU time where the device has timestamps.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Call, Error, Gpu, Result,
+    engine::{read_buffer, wait},
+    pipeline::checked,
+};
+
+/// Median and spread of repeated measurements, in ms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Half are below.
+    pub median: f64,
+    /// A tenth are below.
+    pub p10: f64,
+    /// A tenth are above.
+    pub p90: f64,
+    /// How many there were.
+    pub runs: usize,
+}
+
+impl Spread {
+    /// The spread of some measurements; `None` of none.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let place = (share * (values.len().checked_sub(1)? as f64)).round() as usize;
+            values.get(place).copied()
+        };
+        Some(Self {
+            median: at(0.5)?,
+            p10: at(0.1)?,
+            p90: at(0.9)?,
+            runs: values.len(),
+        })
+    }
+}
+
+/// How long a call took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// From submission to the end of the wait.
+    pub wall: Spread,
+    /// Between timestamps around the pass, where the device has them.
+    pub gpu: Option<Spread>,
+}
+
+impl Timing {
+    /// The median that counts: GPU time where there is any, else wall time.
+    pub fn median(&self) -> f64 {
+        self.gpu.map_or(self.wall.median, |gpu| gpu.median)
+    }
+}
+
+/// Runs the calls in turn, `runs` times in all after one round that does not count, and times each
+/// run. Several calls on tensors of their own keep inputs out of the cache.
+///
+/// # Errors
+/// [`Error::Device`] when a launch fails.
+pub fn time(gpu: &Gpu, calls: &[Call], runs: usize) -> Result<Timing> {
+    for call in calls {
+        gpu.run(call)?;
+    }
+    let stamps = Stamps::new(gpu)?;
+    let mut wall = Vec::with_capacity(runs);
+    let mut device = Vec::with_capacity(runs);
+    for call in calls.iter().cycle().take(runs.max(1)) {
+        let start = Instant::now();
+        let index = checked(gpu.device(), || {
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: Some("timed"),
+                    timestamp_writes: stamps.as_ref().map(Stamps::writes),
+                });
+                call.record(&mut pass);
+            }
+            if let Some(stamps) = &stamps {
+                encoder.resolve_query_set(&stamps.set, 0..2, &stamps.buffer, 0);
+            }
+            gpu.queue().submit([encoder.finish()])
+        })
+        .map_err(Error::Device)?;
+        wait(gpu.device(), index)?;
+        wall.push(start.elapsed().as_secs_f64() * 1e3);
+        if let Some(stamps) = &stamps {
+            device.extend(stamps.milliseconds(gpu)?);
+        }
+    }
+    let wall = Spread::of(wall).ok_or_else(|| Error::invalid("runs", "0", "run at least once"))?;
+    // A device whose clock stood still has no timestamps worth showing.
+    let gpu_time = Spread::of(device).filter(|spread| spread.median > 0.0);
+    Ok(Timing {
+        wall,
+        gpu: gpu_time,
+    })
+}
+
+struct Stamps {
+    set: wgpu::QuerySet,
+    buffer: wgpu::Buffer,
+}
+
+impl Stamps {
+    fn new(gpu: &Gpu) -> Result<Option<Self>> {
+        if !gpu
+            .device()
+            .features()
+            .contains(wgpu::Features::TIMESTAMP_QUERY)
+        {
+            return Ok(None);
+        }
+        checked(gpu.device(), || {
+            Some(Self {
+                set: gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
+                    label: Some("timed"),
+                    ty: wgpu::QueryType::Timestamp,
+                    count: 2,
+                }),
+                buffer: gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("timestamps"),
+                    size: 16,
+                    usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                    mapped_at_creation: false,
+                }),
+            })
+        })
+        .map_err(Error::Device)
+    }
+
+    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.set,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    fn milliseconds(&self, gpu: &Gpu) -> Result<Option<f64>> {
+        let bytes = read_buffer(gpu.device(), gpu.queue(), &self.buffer, 0, 16)?;
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes);
+        let period = f64::from(gpu.queue().get_timestamp_period());
+        Ok(ticks
+            .get(1)
+            .zip(ticks.first())
+            .and_then(|(end, start)| end.checked_sub(*start))
+            .map(|ticks| ticks as f64 * period / 1e6))
+    }
+}

@@ -1,0 +1,1 @@
+//! Fixtures made by other people's code, run through the public API.

@@ -1,0 +1,356 @@
+//! The engine: a device, its caps and its pipeline cache.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+
+use crate::{
+    cache_file::{CacheFile, Contents},
+    call::Call,
+    caps::Caps,
+    error::{Error, Result},
+    kernels::{Kernel, loop_count},
+    ops::{Args, Op, Slot},
+    pipeline::{Counters, Pipeline, Pipelines, checked},
+    plan::{Outline, Tuning},
+};
+
+/// Attention on a device that somebody owns.
+///
+/// The engine never submits, polls, or installs error handlers, except in the calls that take a
+/// queue for just that: [`Engine::warm_up`], [`Engine::warm_up_cached`] and [`Engine::measure`].
+/// Clones share the pipeline cache.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    device: wgpu::Device,
+    caps: Caps,
+    pipelines: Arc<Pipelines>,
+    disk: Option<Arc<(CacheFile, Contents)>>,
+}
+
+impl Engine {
+    /// An engine for a device.
+    ///
+    /// What the device was created with decides what is used: ask for
+    /// [`Engine::wanted_features`] and the adapter's own limits where you can.
+    pub fn new(device: &wgpu::Device) -> Self {
+        Self {
+            device: device.clone(),
+            caps: Caps::of(device),
+            pipelines: Arc::new(Pipelines::new(device, None)),
+            disk: None,
+        }
+    }
+
+    /// An engine whose pipelines are remembered in a folder, one file per adapter.
+    ///
+    /// A file that is of no use is ignored with a warning. See [`Engine::warm_up_cached`] and
+    /// [`Engine::save_cache`].
+    pub fn with_cache(device: &wgpu::Device, folder: impl AsRef<Path>) -> Self {
+        let file = CacheFile::new(folder.as_ref(), &device.adapter_info());
+        let contents = file.load();
+        let blob = (!contents.blob.is_empty()).then_some(contents.blob.as_slice());
+        Self {
+            device: device.clone(),
+            caps: Caps::of(device),
+            pipelines: Arc::new(Pipelines::new(device, blob)),
+            disk: Some(Arc::new((file, contents))),
+        }
+    }
+
+    /// The features that the engine uses where an adapter has them.
+    pub fn wanted_features() -> wgpu::Features {
+        wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16
+            | wgpu::Features::PIPELINE_CACHE
+            | wgpu::Features::TIMESTAMP_QUERY
+    }
+
+    /// The same engine, planning for other caps: fewer features, smaller limits.
+    #[must_use]
+    pub fn with_caps(mut self, caps: Caps) -> Self {
+        self.caps = caps;
+        self
+    }
+
+    /// What plans are made for.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// What was compiled and allocated so far.
+    pub fn counters(&self) -> Counters {
+        self.pipelines.counters()
+    }
+
+    /// Plans an op and compiles what it needs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] and [`Error::Unsupported`] as the op and the device have it.
+    pub fn plan(&self, op: &Op) -> Result<Plan> {
+        self.plan_with(op, &Tuning::default())
+    }
+
+    /// Plans an op with some choices fixed.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`]; also when a fixed choice cannot run here.
+    pub fn plan_with(&self, op: &Op, tuning: &Tuning) -> Result<Plan> {
+        let outline = Outline::new(op, &self.caps, tuning)?;
+        let pipelines = outline
+            .steps
+            .iter()
+            .map(|step| self.pipelines.get(step.kernel))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Plan {
+            engine: self.clone(),
+            outline,
+            pipelines,
+        })
+    }
+
+    /// Compiles what these ops need, and runs each pipeline once, doing nothing: drivers compile
+    /// late, some only at the first dispatch. Submits to the queue and waits.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`], and [`Error::Device`] when the device fails.
+    pub fn warm_up(&self, queue: &wgpu::Queue, ops: &[Op]) -> Result<()> {
+        let mut kernels = BTreeSet::new();
+        for op in ops {
+            let plan = self.plan(op)?;
+            kernels.extend(plan.outline.steps.iter().map(|step| step.kernel));
+        }
+        self.run_idle(queue, kernels)
+    }
+
+    /// Warms up what earlier processes compiled, as the cache file lists it. Returns how many
+    /// pipelines that were; none without [`Engine::with_cache`].
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device fails.
+    pub fn warm_up_cached(&self, queue: &wgpu::Queue) -> Result<usize> {
+        let Some(disk) = &self.disk else {
+            return Ok(0);
+        };
+        // A kernel from the file that this device cannot run is skipped, like the rest of a file
+        // that does not fit.
+        let kernels: BTreeSet<Kernel> = disk
+            .1
+            .kernels
+            .iter()
+            .copied()
+            .filter(|kernel| kernel.supports(&self.caps).is_ok())
+            .collect();
+        let count = kernels.len();
+        self.run_idle(queue, kernels)?;
+        Ok(count)
+    }
+
+    /// Writes the cache file; does nothing without [`Engine::with_cache`]. What earlier processes
+    /// compiled stays listed.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be written.
+    pub fn save_cache(&self) -> Result<()> {
+        let Some(disk) = &self.disk else {
+            return Ok(());
+        };
+        let (file, before) = disk.as_ref();
+        let mut contents = self.pipelines.contents();
+        let mut kernels: BTreeSet<Kernel> = before.kernels.iter().copied().collect();
+        kernels.extend(contents.kernels);
+        contents.kernels = kernels.into_iter().collect();
+        file.save(&contents)?;
+        log::debug!("saved {}", file.path().display());
+        Ok(())
+    }
+
+    /// Measures on the device what cannot be asked: how many iterations of a loop it really does.
+    /// Submits to the queue and waits. Without it, plans assume the least that is known of any
+    /// device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device fails.
+    pub fn measure(&mut self, queue: &wgpu::Queue) -> Result<()> {
+        const TRIED: u32 = 1 << 22;
+        let params = loop_count::Params { iterations: TRIED };
+        let kernel = loop_count::Variant {}.into();
+        let result = self.buffer("loop count", 8)?;
+        let call = self.single(kernel, &params.bytes(), [1, 1, 1], &[(Slot::Y, &result)])?;
+        let words = self.run_and_read(queue, &call, &result)?;
+        let done = words.first().copied().unwrap_or(0);
+        if done == TRIED && words.get(1) == Some(&loop_count::last_state(TRIED)) {
+            self.caps.loop_budget = TRIED;
+        } else {
+            log::info!("the device leaves a loop after {done} of {TRIED} iterations");
+            self.caps.loop_budget = self.caps.loop_budget.min(done.max(1));
+        }
+        Ok(())
+    }
+
+    /// One dispatch of a kernel outside any op: warm-ups and measurements.
+    pub(crate) fn single(
+        &self,
+        kernel: Kernel,
+        params: &[u8],
+        grid: [u32; 3],
+        buffers: &[(Slot, &wgpu::Buffer)],
+    ) -> Result<Call> {
+        let pipeline = self.pipelines.get(kernel)?;
+        Call::single(
+            &self.device,
+            &self.pipelines,
+            pipeline,
+            params,
+            grid,
+            buffers,
+        )
+    }
+
+    fn buffer(&self, label: &str, size: u64) -> Result<wgpu::Buffer> {
+        self.pipelines.add_allocations(1, 0);
+        checked(&self.device, || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        })
+        .map_err(Error::Device)
+    }
+
+    /// Dispatches each kernel once with parameters of zero, which make it return at once.
+    fn run_idle(&self, queue: &wgpu::Queue, kernels: BTreeSet<Kernel>) -> Result<()> {
+        for kernel in kernels {
+            let pipeline = self.pipelines.get(kernel)?;
+            let buffers = pipeline
+                .bindings
+                .iter()
+                .map(|&(_, slot, _)| Ok((slot, self.buffer("warm-up", 1 << 16)?)))
+                .collect::<Result<Vec<_>>>()?;
+            let params = vec![0; kernel.param_fields().len() * 4];
+            let borrowed: Vec<_> = buffers
+                .iter()
+                .map(|(slot, buffer)| (*slot, buffer))
+                .collect();
+            let call = self.single(kernel, &params, [1, 1, 1], &borrowed)?;
+            let start = Instant::now();
+            self.run(queue, &call)?;
+            self.pipelines.add_compile_time(start.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Submits a call and waits for it.
+    pub(crate) fn run(&self, queue: &wgpu::Queue, call: &Call) -> Result<()> {
+        let index = checked(&self.device, || {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            call.record(&mut encoder.begin_compute_pass(&Default::default()));
+            queue.submit([encoder.finish()])
+        })
+        .map_err(Error::Device)?;
+        wait(&self.device, index)
+    }
+
+    fn run_and_read(
+        &self,
+        queue: &wgpu::Queue,
+        call: &Call,
+        buffer: &wgpu::Buffer,
+    ) -> Result<Vec<u32>> {
+        self.run(queue, call)?;
+        let bytes = read_buffer(&self.device, queue, buffer, 0, buffer.size())?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
+
+/// Waits for a submission.
+pub(crate) fn wait(device: &wgpu::Device, index: wgpu::SubmissionIndex) -> Result<()> {
+    device
+        .poll(wgpu::PollType::Wait {
+            submission_index: Some(index),
+            timeout: None,
+        })
+        .map(|_| ())
+        .map_err(|error| Error::Device(error.to_string()))
+}
+
+/// Copies part of a buffer back. Offset and size are multiples of 4.
+pub(crate) fn read_buffer(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    size: u64,
+) -> Result<Vec<u8>> {
+    let (sender, receiver) = futures::channel::oneshot::channel();
+    let (staging, index) = checked(device, || {
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("foveate readback"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+        let index = queue.submit([encoder.finish()]);
+        staging.map_async(wgpu::MapMode::Read, .., |result| {
+            // The receiver is gone only when the wait below failed, and said so.
+            let _ = sender.send(result);
+        });
+        (staging, index)
+    })
+    .map_err(Error::Device)?;
+    wait(device, index)?;
+    pollster::block_on(receiver)
+        .map_err(|_| Error::Device("the readback was dropped".into()))?
+        .map_err(|error| Error::Device(error.to_string()))?;
+    let mapped = staging
+        .get_mapped_range(..)
+        .map_err(|error| Error::Device(error.to_string()))?;
+    Ok(mapped.to_vec())
+}
+
+/// An op planned for a device, with its pipelines compiled.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    engine: Engine,
+    outline: Outline,
+    pipelines: Vec<Arc<Pipeline>>,
+}
+
+impl Plan {
+    /// Binds the caller's tensors; allocates scratch and parameters, and nothing later.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when a tensor does not fit the plan; [`Error::Device`] when the device
+    /// cannot allocate.
+    pub fn bind<'a>(&self, args: impl Into<Args<'a>>) -> Result<Call> {
+        Call::bind(
+            &self.engine.device,
+            &self.engine.pipelines,
+            &self.outline,
+            &self.pipelines,
+            &args.into(),
+        )
+    }
+
+    /// The plan as data.
+    pub fn outline(&self) -> &Outline {
+        &self.outline
+    }
+
+    /// The choice and the reasons, for people.
+    pub fn explain(&self) -> String {
+        self.outline.explain()
+    }
+
+    /// Bytes that [`Plan::bind`] allocates for partial results.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.outline.scratch_bytes
+    }
+}

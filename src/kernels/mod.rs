@@ -1,0 +1,164 @@
+//! One file per kernel, named like its file in `shaders/`: its variants, parameters and needs.
+
+pub mod attention_merge;
+pub mod attention_subgroup;
+pub mod attention_tile;
+pub mod ceiling_fma;
+pub mod ceiling_stream;
+pub mod loop_count;
+pub mod softmax;
+
+mod attention;
+
+pub use attention::{AttentionIo, AttentionParams};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    caps::Caps,
+    shader::{self, Constants, Shader},
+};
+
+/// What every kernel's variant says about itself.
+pub trait Variant {
+    /// The numbers and flags that the WGSL file asks for.
+    fn constants(&self) -> Constants;
+
+    /// Whether a device can run it.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn supports(&self, caps: &Caps) -> Result<(), String>;
+}
+
+/// Declares the registry: one word per kernel gives its stem, its WGSL and its place in [`Kernel`].
+macro_rules! registry {
+    ($($stem:ident: $name:ident),* $(,)?) => {
+        /// A kernel and its variant: with the device, all that decides what is compiled.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Kernel {
+            $(
+                #[doc = concat!("`shaders/", stringify!($stem), ".wgsl`")]
+                $name($stem::Variant),
+            )*
+        }
+
+        $(
+            impl From<$stem::Variant> for Kernel {
+                fn from(variant: $stem::Variant) -> Self {
+                    Self::$name(variant)
+                }
+            }
+        )*
+
+        impl Kernel {
+            /// The stem of the kernel's file, also its label and the word for it in messages.
+            pub fn stem(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($stem),)*
+                }
+            }
+
+            fn source(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => {
+                        include_str!(concat!("../../shaders/", stringify!($stem), ".wgsl"))
+                    })*
+                }
+            }
+
+            fn variant(&self) -> &dyn Variant {
+                match self {
+                    $(Self::$name(variant) => variant,)*
+                }
+            }
+
+            /// Names and types of the parameters, as the WGSL struct must have them.
+            pub fn param_fields(&self) -> &'static [(&'static str, &'static str)] {
+                match self {
+                    $(Self::$name(_) => $stem::Params::FIELDS,)*
+                }
+            }
+        }
+
+        /// The stems of all kernels.
+        pub const STEMS: &[&str] = &[$(stringify!($stem)),*];
+    };
+}
+
+registry! {
+    attention_subgroup: AttentionSubgroup,
+    attention_tile: AttentionTile,
+    attention_merge: AttentionMerge,
+    softmax: Softmax,
+    ceiling_fma: CeilingFma,
+    ceiling_stream: CeilingStream,
+    loop_count: LoopCount,
+}
+
+impl Kernel {
+    /// The final WGSL.
+    ///
+    /// # Errors
+    /// What is wrong with the file or the variant: a bug in this crate.
+    pub fn shader(&self) -> Result<Shader, String> {
+        shader::build(self.source(), &self.variant().constants())
+    }
+
+    /// Whether a device can run this variant.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn supports(&self, caps: &Caps) -> Result<(), String> {
+        self.variant().supports(caps)
+    }
+}
+
+/// Declares a kernel's uniform parameters: scalars, in the order of the WGSL struct, starting at 0.
+macro_rules! params {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, encase::ShaderType)]
+        #[allow(missing_docs, reason = "the WGSL struct of the same name says what each field is")]
+        pub struct $name {
+            $(pub $field: $kind),*
+        }
+
+        impl $name {
+            /// Names and types of the fields.
+            pub const FIELDS: &'static [(&'static str, &'static str)] =
+                &[$((stringify!($field), stringify!($kind))),*];
+
+            /// The uniform buffer's content.
+            pub fn bytes(&self) -> Vec<u8> {
+                let mut buffer = encase::UniformBuffer::new(Vec::new());
+                // Writing to a growing Vec cannot fail.
+                let _ = buffer.write(self);
+                buffer.into_inner()
+            }
+        }
+    };
+}
+use params;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_shader_file_is_registered() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+        let files: BTreeSet<String> = std::fs::read_dir(folder)
+            .expect("shaders/ is there")
+            .filter_map(|entry| {
+                let name = entry.expect("readable").file_name().into_string().ok()?;
+                name.strip_suffix(".wgsl").map(str::to_owned)
+            })
+            .collect();
+        let stems: BTreeSet<String> = STEMS.iter().map(|&stem| stem.to_owned()).collect();
+        assert_eq!(files, stems);
+    }
+}

@@ -1,0 +1,131 @@
+//! The public ops, as plain data: what to compute on tensors of which layout.
+
+mod attention;
+mod softmax;
+
+pub(crate) use attention::dims;
+pub use attention::{Attention, AttentionArgs, Causal};
+pub use softmax::{Softmax, SoftmaxArgs};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{error::Result, tensor::View};
+
+/// Any op.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Op {
+    /// Row softmax or log-softmax.
+    Softmax(Softmax),
+    /// Softmax attention.
+    Attention(Attention),
+}
+
+impl Op {
+    /// Checks everything about the op that does not depend on a device.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`], naming the argument.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Softmax(op) => op.check(),
+            Self::Attention(op) => op.check(),
+        }
+    }
+
+    /// The tensors of the op, in a fixed order.
+    pub fn tensors(&self) -> Vec<(Slot, &crate::Layout)> {
+        match self {
+            Self::Softmax(op) => op.tensors(),
+            Self::Attention(op) => op.tensors(),
+        }
+    }
+}
+
+impl From<Softmax> for Op {
+    fn from(op: Softmax) -> Self {
+        Self::Softmax(op)
+    }
+}
+
+impl From<Attention> for Op {
+    fn from(op: Attention) -> Self {
+        Self::Attention(op)
+    }
+}
+
+/// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Slot {
+    /// Softmax input.
+    X,
+    /// Softmax output.
+    Y,
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Attention output.
+    O,
+    /// Log-sum-exp of each query's scores.
+    Lse,
+    /// Boolean mask.
+    Mask,
+    /// Additive bias.
+    Bias,
+    /// Valid keys of each batch entry.
+    KvLen,
+    /// Partial results, allocated by the engine.
+    Scratch,
+}
+
+impl Slot {
+    /// Every slot.
+    pub const ALL: [Self; 11] = [
+        Self::X,
+        Self::Y,
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Lse,
+        Self::Mask,
+        Self::Bias,
+        Self::KvLen,
+        Self::Scratch,
+    ];
+
+    /// The name of the slot: of its field in the op, and of its binding in a shader.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X => "x",
+            Self::Y => "y",
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+            Self::O => "o",
+            Self::Lse => "lse",
+            Self::Mask => "mask",
+            Self::Bias => "bias",
+            Self::KvLen => "kv_len",
+            Self::Scratch => "scratch",
+        }
+    }
+
+    /// Whether an op writes this tensor.
+    pub fn is_output(self) -> bool {
+        matches!(self, Self::Y | Self::O | Self::Lse | Self::Scratch)
+    }
+}
+
+/// The caller's tensors for one op, by slot.
+#[derive(Debug, Clone)]
+pub struct Args<'a>(pub Vec<(Slot, View<'a>)>);
+
+/// Real numbers in ops compare and hash by their bits, so that ops can be keys.
+pub(crate) fn same_bits(a: Option<f32>, b: Option<f32>) -> bool {
+    a.map(f32::to_bits) == b.map(f32::to_bits)
+}

@@ -1,0 +1,195 @@
+//! From an op and the caps of a device to the steps that compute it. No device is touched here:
+//! the same op and caps always give the same outline.
+
+mod attention;
+mod slice;
+mod softmax;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    caps::Caps,
+    error::{Error, Result},
+    kernels::Kernel,
+    ops::{Op, Slot},
+};
+
+/// A way to run an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// Attention: lanes own rows, keys and values go round by subgroup broadcast.
+    Subgroup,
+    /// Attention: tiles in workgroup memory.
+    Tile,
+    /// Softmax: whole rows in one dispatch.
+    Rows,
+    /// Softmax: ranges of rows, in two dispatches.
+    Ranges,
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Subgroup => "subgroup",
+            Self::Tile => "tile",
+            Self::Rows => "rows",
+            Self::Ranges => "ranges",
+        })
+    }
+}
+
+/// What a caller may fix about a plan; what is left open, the plan chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuning {
+    /// The schedule.
+    #[serde(default)]
+    pub schedule: Option<Schedule>,
+    /// Query rows per lane, subgroup schedule: 1 to 8. Fewer compile faster.
+    #[serde(default)]
+    pub rows: Option<u32>,
+    /// Keys per step, subgroup schedule: 1 to 8. Fewer compile faster.
+    #[serde(default)]
+    pub keys: Option<u32>,
+    /// Ranges into which the keys are split at least.
+    #[serde(default)]
+    pub splits: Option<u32>,
+}
+
+/// The range of a buffer that a step binds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Which tensor.
+    pub slot: Slot,
+    /// First byte, from the start of the buffer.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// One dispatch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The kernel and its variant.
+    pub kernel: Kernel,
+    /// What it binds.
+    pub ranges: Vec<Range>,
+    /// Its parameters, as the uniform buffer holds them.
+    pub params: Vec<u8>,
+    /// Workgroups along x, y and z.
+    pub grid: [u32; 3],
+}
+
+/// The steps of an op on a device, and how they were chosen. Plain data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outline {
+    /// What is computed.
+    pub op: Op,
+    /// The schedule chosen.
+    pub schedule: Schedule,
+    /// Why, in words.
+    pub why: String,
+    /// The schedules not chosen, each with its reason.
+    pub rejected: Vec<(Schedule, String)>,
+    /// Ranges into which the keys, or each row of a softmax, are split.
+    pub splits: u64,
+    /// The dispatches, in order.
+    pub steps: Vec<Step>,
+    /// Bytes of scratch that a bound call allocates.
+    pub scratch_bytes: u64,
+}
+
+impl Outline {
+    /// Plans an op for a device.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an op that is wrong, [`Error::Unsupported`] for one that this device
+    /// cannot run, both with the remedy.
+    pub fn new(op: &Op, caps: &Caps, tuning: &Tuning) -> Result<Self> {
+        op.check()?;
+        for (slot, layout) in op.tensors() {
+            if layout.end_bytes() > caps.max_buffer_bytes {
+                return Err(Error::unsupported(
+                    format!("{} of {} bytes", slot.name(), layout.end_bytes()),
+                    format!(
+                        "a buffer holds at most {} bytes on this device",
+                        caps.max_buffer_bytes
+                    ),
+                    "split the tensor over batch or heads, or ask for the adapter's own limits \
+                     when you create the device",
+                ));
+            }
+        }
+        let outline = match op {
+            Op::Softmax(op) => softmax::outline(op, caps, tuning)?,
+            Op::Attention(op) => attention::outline(op, caps, tuning)?,
+        };
+        if outline.scratch_bytes > caps.max_buffer_bytes {
+            return Err(Error::unsupported(
+                format!("scratch of {} bytes", outline.scratch_bytes),
+                format!(
+                    "a buffer holds at most {} bytes on this device",
+                    caps.max_buffer_bytes
+                ),
+                "split the op over batch or heads",
+            ));
+        }
+        Ok(outline)
+    }
+
+    /// The choice and the reasons, for people.
+    pub fn explain(&self) -> String {
+        let mut text = format!("schedule {}: {}\n", self.schedule, self.why);
+        for (schedule, reason) in &self.rejected {
+            text.push_str(&format!("  not {schedule}: {reason}\n"));
+        }
+        text.push_str(&format!(
+            "{} dispatch{}, {} split{}, {} bytes of scratch\n",
+            self.steps.len(),
+            if self.steps.len() == 1 { "" } else { "es" },
+            self.splits,
+            if self.splits == 1 { "" } else { "s" },
+            self.scratch_bytes
+        ));
+        let mut seen = Vec::new();
+        for step in &self.steps {
+            if !seen.contains(&step.kernel) {
+                seen.push(step.kernel);
+                let count = self
+                    .steps
+                    .iter()
+                    .filter(|other| other.kernel == step.kernel)
+                    .count();
+                text.push_str(&format!(
+                    "  {count} x {:?}, first grid {:?}\n",
+                    step.kernel, step.grid
+                ));
+            }
+        }
+        text
+    }
+}
+
+/// A grid of at least `workgroups`, folded over x and y.
+fn grid(workgroups: u64, caps: &Caps) -> Result<[u32; 3]> {
+    let side = u64::from(caps.max_workgroups);
+    let x = workgroups.min(side);
+    let y = workgroups.div_ceil(x.max(1));
+    // The linear number is x + y * grid_x in 32 bits.
+    if y > side || x * y > u64::from(u32::MAX) {
+        return Err(Error::unsupported(
+            format!("{workgroups} workgroups in one dispatch"),
+            format!("the device allows {side} along each axis, and their number must fit 32 bits"),
+            "split the op over batch or heads",
+        ));
+    }
+    Ok([x as u32, y as u32, 1])
+}
+
+/// A number for a shader; callers have checked that it fits, so saturation never shows.
+fn small(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

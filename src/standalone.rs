@@ -1,0 +1,491 @@
+//! For those with no device of their own: an adapter, a device, tensors.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{
+    call::Call,
+    engine::{Engine, read_buffer},
+    error::{Error, Result},
+    ops::{Args, Attention, AttentionArgs, Op, Softmax, SoftmaxArgs},
+    pipeline::checked,
+    tensor::{DType, Layout, View},
+};
+
+/// The environment variable that chooses an adapter when the caller does not.
+pub const ADAPTER_VARIABLE: &str = "FOVEATE_ADAPTER";
+
+const NO_DRIVER: &str = "install a GPU driver, or Mesa's software device (Debian and Ubuntu: \
+                         apt-get install mesa-vulkan-drivers libvulkan1)";
+
+/// The adapters of this machine, in wgpu's order.
+pub fn adapters() -> Vec<wgpu::Adapter> {
+    let instance = instance();
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+}
+
+/// Chooses an adapter: by number, or by a part of its name, driver or backend; without a choice,
+/// by [`ADAPTER_VARIABLE`], else real GPUs before software.
+///
+/// # Errors
+/// [`Error::NoAdapter`], with the adapters that are there.
+pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::Adapter> {
+    let variable = std::env::var(ADAPTER_VARIABLE).ok();
+    let choice = choice.map(str::to_owned).or(variable);
+    if adapters.is_empty() {
+        return Err(Error::NoAdapter {
+            found: "this machine has none that wgpu can use".into(),
+            remedy: NO_DRIVER.into(),
+        });
+    }
+    let found = match &choice {
+        Some(choice) => match choice.parse::<usize>() {
+            Ok(number) => adapters.get(number),
+            Err(_) => adapters.iter().find(|adapter| {
+                let wanted = choice.to_lowercase();
+                let info = adapter.get_info();
+                [
+                    &info.name,
+                    &info.driver,
+                    &info.driver_info,
+                    &info.backend.to_string(),
+                ]
+                .iter()
+                .any(|text| text.to_lowercase().contains(&wanted))
+            }),
+        },
+        None => adapters
+            .iter()
+            .min_by_key(|adapter| match adapter.get_info().device_type {
+                wgpu::DeviceType::DiscreteGpu => 0,
+                wgpu::DeviceType::IntegratedGpu => 1,
+                wgpu::DeviceType::VirtualGpu => 2,
+                wgpu::DeviceType::Cpu => 3,
+                wgpu::DeviceType::Other => 4,
+            }),
+    };
+    found.cloned().ok_or_else(|| {
+        let names: Vec<String> = adapters
+            .iter()
+            .enumerate()
+            .map(|(number, adapter)| {
+                let info = adapter.get_info();
+                format!("{number}: {} ({})", info.name, info.backend)
+            })
+            .collect();
+        Error::NoAdapter {
+            found: format!(
+                "none matches `{}`; there are {}",
+                choice.unwrap_or_default(),
+                names.join(", ")
+            ),
+            remedy: "give a number, or a part of a name, driver or backend".into(),
+        }
+    })
+}
+
+/// A device of one's own, with an engine on it.
+#[derive(Clone)]
+pub struct Gpu {
+    info: wgpu::AdapterInfo,
+    queue: wgpu::Queue,
+    engine: Engine,
+    errors: Arc<Mutex<Vec<String>>>,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").field("info", &self.info).finish()
+    }
+}
+
+impl Gpu {
+    /// Opens an adapter of this machine; see [`choose`] for the choice.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`]; [`Error::Device`] when the adapter gives no device.
+    pub fn open(choice: Option<&str>) -> Result<Self> {
+        Self::on(&choose(&adapters(), choice)?)
+    }
+
+    /// Opens a device on an adapter, with all features and limits that the engine can use.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the adapter gives no device.
+    pub fn on(adapter: &wgpu::Adapter) -> Result<Self> {
+        Self::with(adapter, Engine::wanted_features(), adapter.limits(), None)
+    }
+
+    /// Opens a device with at most these features and just these limits, and a folder for the
+    /// pipeline cache.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the adapter gives no such device.
+    pub fn with(
+        adapter: &wgpu::Adapter,
+        features: wgpu::Features,
+        limits: wgpu::Limits,
+        cache: Option<&Path>,
+    ) -> Result<Self> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("foveate"),
+            required_features: features & adapter.features(),
+            required_limits: limits,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| Error::Device(error.to_string()))?;
+        let errors: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = errors.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let mut list = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            list.push(error.to_string());
+        }));
+        let engine = match cache {
+            Some(folder) => Engine::with_cache(&device, folder),
+            None => Engine::new(&device),
+        };
+        Ok(Self {
+            info: adapter.get_info(),
+            queue,
+            engine,
+            errors,
+        })
+    }
+
+    /// The adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The engine, to change its caps or to measure.
+    pub fn engine_mut(&mut self) -> &mut Engine {
+        &mut self.engine
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        self.engine.device()
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// Measures what cannot be asked of the device; see [`Engine::measure`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn measure(&mut self) -> Result<()> {
+        self.engine.measure(&self.queue)
+    }
+
+    /// An uninitialised tensor (wgpu makes it zero).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a shape without elements; [`Error::Unsupported`] past the largest
+    /// buffer; [`Error::Device`] when memory runs out.
+    pub fn empty(&self, dtype: DType, shape: impl Into<Vec<u64>>) -> Result<Tensor> {
+        self.allocate(Layout::new(dtype, shape))
+    }
+
+    /// A tensor of any layout, in a buffer that ends where the layout does.
+    ///
+    /// # Errors
+    /// As [`Gpu::empty`].
+    pub fn allocate(&self, layout: Layout) -> Result<Tensor> {
+        layout.check("shape")?;
+        let size = layout.end_bytes().next_multiple_of(4);
+        let most = self.device().limits().max_buffer_size;
+        if size > most {
+            return Err(Error::unsupported(
+                format!("a tensor of {size} bytes"),
+                format!("a buffer holds at most {most} bytes on this device"),
+                "split it",
+            ));
+        }
+        let buffer = checked(self.device(), || {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("tensor"),
+                size,
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
+        .map_err(Error::Device)?;
+        Ok(Tensor { buffer, layout })
+    }
+
+    /// A contiguous tensor with these bytes: little-endian elements of `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when their number does not fit the shape; else as [`Gpu::empty`].
+    pub fn upload_bytes(
+        &self,
+        bytes: &[u8],
+        dtype: DType,
+        shape: impl Into<Vec<u64>>,
+    ) -> Result<Tensor> {
+        let tensor = self.empty(dtype, shape)?;
+        if bytes.len() as u64 != tensor.layout.end_bytes() {
+            return Err(Error::invalid(
+                "data",
+                format!(
+                    "{} bytes, and {dtype} {:?} takes {}",
+                    bytes.len(),
+                    tensor.layout.shape,
+                    tensor.layout.end_bytes()
+                ),
+                "give one value per element",
+            ));
+        }
+        self.write(&tensor, bytes)?;
+        Ok(tensor)
+    }
+
+    /// Overwrites a tensor's buffer from its start.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the bytes do not fit; [`Error::Device`].
+    pub fn write(&self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        // Writes count in words of four bytes.
+        let whole = bytes.len() / 4 * 4;
+        let mut rest = [0; 4];
+        rest[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        if bytes.len().next_multiple_of(4) as u64 > tensor.buffer.size() {
+            return Err(Error::invalid(
+                "data",
+                format!(
+                    "{} bytes for a buffer of {}",
+                    bytes.len(),
+                    tensor.buffer.size()
+                ),
+                "write no more than the tensor holds",
+            ));
+        }
+        checked(self.device(), || {
+            self.queue.write_buffer(&tensor.buffer, 0, &bytes[..whole]);
+            if whole < bytes.len() {
+                self.queue.write_buffer(&tensor.buffer, whole as u64, &rest);
+            }
+            // Starts the copy, so that staging memory is freed before the next upload.
+            self.queue.submit([]);
+        })
+        .map_err(Error::Device)
+    }
+
+    /// A contiguous f32 tensor.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_bytes`].
+    pub fn upload(&self, data: &[f32], shape: impl Into<Vec<u64>>) -> Result<Tensor> {
+        self.upload_bytes(bytemuck::cast_slice(data), DType::F32, shape)
+    }
+
+    /// A contiguous tensor of `dtype` f32 or f16, rounded from f32.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_bytes`].
+    pub fn upload_as(
+        &self,
+        dtype: DType,
+        data: &[f32],
+        shape: impl Into<Vec<u64>>,
+    ) -> Result<Tensor> {
+        if dtype == DType::F16 {
+            let half: Vec<half::f16> = data.iter().map(|&x| half::f16::from_f32(x)).collect();
+            self.upload_bytes(bytemuck::cast_slice(&half), dtype, shape)
+        } else {
+            self.upload_bytes(bytemuck::cast_slice(data), dtype, shape)
+        }
+    }
+
+    /// A contiguous tensor of lengths.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_bytes`].
+    pub fn upload_u32(&self, data: &[u32], shape: impl Into<Vec<u64>>) -> Result<Tensor> {
+        self.upload_bytes(bytemuck::cast_slice(data), DType::U32, shape)
+    }
+
+    /// A contiguous boolean mask.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_bytes`].
+    pub fn upload_bool(&self, data: &[bool], shape: impl Into<Vec<u64>>) -> Result<Tensor> {
+        let bytes: Vec<u8> = data.iter().map(|&b| u8::from(b)).collect();
+        self.upload_bytes(&bytes, DType::Bool, shape)
+    }
+
+    /// The elements of an f32 or f16 tensor, in row-major order whatever its strides.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device fails; [`Error::Invalid`] for other element types.
+    pub fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let layout = &tensor.layout;
+        let size = layout.end_bytes().next_multiple_of(4);
+        // Staging buffers are kept small, whatever the tensor's size.
+        const PIECE: u64 = 64 << 20;
+        let mut bytes = Vec::with_capacity(size as usize);
+        for start in (0..size).step_by(PIECE as usize) {
+            let piece = PIECE.min(size - start);
+            bytes.extend(read_buffer(
+                self.device(),
+                &self.queue,
+                &tensor.buffer,
+                start,
+                piece,
+            )?);
+        }
+        self.take_errors()?;
+        let all: Vec<f32> = match layout.dtype {
+            DType::F32 => bytemuck::pod_collect_to_vec(&bytes),
+            DType::F16 => bytemuck::pod_collect_to_vec::<u8, half::f16>(&bytes)
+                .into_iter()
+                .map(half::f16::to_f32)
+                .collect(),
+            other => {
+                return Err(Error::invalid(
+                    "tensor",
+                    format!("elements are {other}"),
+                    "only f32 and f16 tensors are downloaded",
+                ));
+            }
+        };
+        if *layout == Layout::new(layout.dtype, layout.shape.clone()) {
+            let mut all = all;
+            all.truncate(layout.elements() as usize);
+            return Ok(all);
+        }
+        Ok((0..layout.elements())
+            .map(|number| {
+                let mut rest = number;
+                let mut at = layout.offset;
+                for (len, stride) in layout.shape.iter().zip(&layout.strides).rev() {
+                    at += rest % len * stride;
+                    rest /= len;
+                }
+                all[at as usize]
+            })
+            .collect())
+    }
+
+    /// Submits a call and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device reports anything.
+    pub fn run(&self, call: &Call) -> Result<()> {
+        self.engine.run(&self.queue, call)?;
+        self.take_errors()
+    }
+
+    /// Plans, binds and runs an op.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`], [`crate::Plan::bind`] and [`Gpu::run`].
+    pub fn compute<'a>(&self, op: &Op, args: impl Into<Args<'a>>) -> Result<()> {
+        let plan = self.engine.plan(op)?;
+        self.run(&plan.bind(args)?)
+    }
+
+    /// Attention of `q`, `k` and `v` (`[batch, heads, seq, dim]`), with what `options` sets on the
+    /// op: scale and causality. Masks, biases and lengths go through [`Gpu::compute`].
+    ///
+    /// # Errors
+    /// As [`Gpu::compute`].
+    pub fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        options: impl FnOnce(Attention) -> Attention,
+    ) -> Result<Tensor> {
+        let op = options(Attention::new(
+            q.layout.clone(),
+            k.layout.clone(),
+            v.layout.clone(),
+        ));
+        let o = self.allocate(op.o.clone())?;
+        let args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
+        self.compute(&op.into(), args)?;
+        Ok(o)
+    }
+
+    /// Softmax of `x` along an axis, with what `options` sets on the op.
+    ///
+    /// # Errors
+    /// As [`Gpu::compute`].
+    pub fn softmax(
+        &self,
+        x: &Tensor,
+        axis: usize,
+        options: impl FnOnce(Softmax) -> Softmax,
+    ) -> Result<Tensor> {
+        let op = options(Softmax::new(x.layout.clone(), axis));
+        let y = self.allocate(op.y.clone())?;
+        let args = SoftmaxArgs {
+            x: Some(x.view()),
+            y: y.view(),
+        };
+        self.compute(&op.into(), args)?;
+        Ok(y)
+    }
+
+    /// What the device reported since the last call, outside any error scope.
+    fn take_errors(&self) -> Result<()> {
+        let mut list = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Device(std::mem::take(&mut *list).join("; ")))
+        }
+    }
+}
+
+/// A tensor in a buffer of its own.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    buffer: wgpu::Buffer,
+    layout: Layout,
+}
+
+impl Tensor {
+    /// The tensor as an op takes it.
+    pub fn view(&self) -> View<'_> {
+        View::new(&self.buffer, self.layout.clone())
+    }
+
+    /// Where its elements lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Its buffer.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffer
+    }
+
+    /// The same buffer with another layout.
+    #[must_use]
+    pub fn with_layout(&self, layout: Layout) -> Self {
+        Self {
+            buffer: self.buffer.clone(),
+            layout,
+        }
+    }
+}
