@@ -1,4 +1,5 @@
 //! foveate (work in progress)
+#![deny(missing_docs)]
 #[cfg(feature = "cli")]
 pub mod bench;
 mod cache_file;

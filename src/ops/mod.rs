@@ -14,6 +14,10 @@ use crate::{error::Result, tensor::View};
 /// Any op.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "ops are few, and matched on directly"
+)]
 pub enum Op {
     /// Row softmax or log-softmax.
     Softmax(Softmax),

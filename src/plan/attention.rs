@@ -229,7 +229,7 @@ fn by_fours(layout: &Layout) -> bool {
     let rows = layout.strides.iter().take(3).zip(&layout.shape);
     layout.strides.last() == Some(&1)
         && dim % 4 == 0
-        && layout.offset % 4 == 0
+        && layout.offset.is_multiple_of(4)
         && rows
             .into_iter()
             .all(|(stride, len)| stride % 4 == 0 || *len == 1)

@@ -272,10 +272,11 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
     let length = rows.lens[ELEMENT];
     let fours = |strides: &[u64; 4], offset: u64| {
         strides[ELEMENT] == 1
-            && offset % 4 == 0
-            && (0..ELEMENT).all(|axis| rows.lens[axis] == 1 || strides[axis] % 4 == 0)
+            && offset.is_multiple_of(4)
+            && (0..ELEMENT).all(|axis| rows.lens[axis] == 1 || strides[axis].is_multiple_of(4))
     };
-    let vec4 = length % 4 == 0 && fours(&rows.x, op.x.offset) && fours(&rows.y, op.y.offset);
+    let vec4 =
+        length.is_multiple_of(4) && fours(&rows.x, op.x.offset) && fours(&rows.y, op.y.offset);
     let units = length / if vec4 { 4 } else { 1 };
     let side_by_side = rows.x[ELEMENT] != 1 && rows.lens[2] >= 8 && rows.x[2] < rows.x[ELEMENT];
     let subgroup = caps.fixed_subgroup().unwrap_or(0);
