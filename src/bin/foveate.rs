@@ -1,1 +1,5 @@
-fn main() {}
+//! The `foveate` program; see `foveate --help`.
+
+fn main() -> std::process::ExitCode {
+    foveate::cli::main()
+}

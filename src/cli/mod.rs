@@ -1,1 +1,75 @@
 //! The `foveate` program.
+
+mod bench;
+mod demo;
+mod info;
+mod run;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Attention on any GPU: look at adapters, run ops, check and time them.
+#[derive(Debug, Parser)]
+#[command(name = "foveate", version, about)]
+struct Program {
+    /// Adapter to use: a number, or a part of its name, driver or backend. Default: the
+    /// environment variable FOVEATE_ADAPTER, else a real GPU before software.
+    #[arg(long, global = true)]
+    adapter: Option<String>,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show adapters, drivers, features, limits and measured facts.
+    Info(info::Args),
+    /// Run an op on tensors from files.
+    Run(run::Args),
+    /// Check that a GPU and its driver compute right.
+    Verify(verify::Args),
+    /// Time ops beside the adapter's own ceilings.
+    Bench(bench::Args),
+    /// Attention of a real sentence encoder on every adapter, with a page to look at.
+    Demo(demo::Args),
+}
+
+/// What all commands share.
+#[derive(Debug, Clone)]
+struct Globals {
+    adapter: Option<String>,
+    json: bool,
+}
+
+/// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong usage.
+pub fn main() -> ExitCode {
+    env_logger::Builder::from_env(
+        env_logger::Env::default()
+            .default_filter_or("warn,wgpu=error,wgpu_hal=error,wgpu_core=error"),
+    )
+    .init();
+    let program = Program::parse();
+    let globals = Globals {
+        adapter: program.adapter,
+        json: program.json,
+    };
+    let result = match program.command {
+        Command::Info(args) => info::run(&args, &globals),
+        Command::Run(args) => run::run(&args, &globals),
+        Command::Verify(args) => verify::run(&args, &globals),
+        Command::Bench(args) => bench::run(&args, &globals),
+        Command::Demo(args) => demo::run(&args, &globals),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("foveate: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
