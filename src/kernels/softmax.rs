@@ -54,6 +54,17 @@ pub struct Variant {
     pub log: bool,
 }
 
+impl Variant {
+    /// Workgroup memory, in bytes: a maximum and a total per invocation.
+    pub fn workgroup_bytes(&self) -> u32 {
+        if self.reduction == Reduction::Workgroup && self.phase != Phase::Apply {
+            self.workgroup * 8
+        } else {
+            0
+        }
+    }
+}
+
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
         let write = self.phase != Phase::Reduce;
@@ -86,6 +97,20 @@ impl super::Variant for Variant {
             return Err(format!(
                 "{} invocations per workgroup, and the device allows {}",
                 self.workgroup, caps.max_invocations
+            ));
+        }
+        if self.workgroup_bytes() > caps.workgroup_bytes {
+            return Err(format!(
+                "{} bytes of workgroup memory, and the device has {}",
+                self.workgroup_bytes(),
+                caps.workgroup_bytes
+            ));
+        }
+        let buffers = 2 - u32::from(self.in_place) + u32::from(self.phase != Phase::Whole);
+        if buffers > caps.max_storage_buffers {
+            return Err(format!(
+                "{buffers} storage buffers, and the device allows {}",
+                caps.max_storage_buffers
             ));
         }
         if self.reduction == Reduction::Subgroup && caps.fixed_subgroup() != Some(self.lanes) {

@@ -169,6 +169,7 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
         }
     }
 
+    slice::check_count(rows.lens, part, caps.max_binding_bytes)?;
     let whole = Part {
         start: [0; 4],
         len: rows.lens,
@@ -268,7 +269,9 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
 impl Variant {
     /// Whether a device can run all phases.
     fn supports_all(&self, caps: &Caps) -> Result<(), String> {
-        crate::kernels::Variant::supports(self, caps)
+        [Phase::Whole, Phase::Reduce, Phase::Apply]
+            .into_iter()
+            .try_for_each(|phase| crate::kernels::Variant::supports(&Self { phase, ..*self }, caps))
     }
 }
 
