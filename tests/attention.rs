@@ -1,0 +1,380 @@
+//! Attention on every adapter, against the f64 reference.
+
+mod common;
+
+use common::{Problem, gpus, name};
+use foveate::{Caps, Causal, DType, Gpu, Schedule, Tuning};
+
+/// Variants that compile fast, for sweeps over shapes.
+const CHEAP: Tuning = Tuning {
+    schedule: Some(Schedule::Subgroup),
+    rows: Some(1),
+    keys: Some(2),
+    splits: None,
+};
+const TILE: Tuning = Tuning {
+    schedule: Some(Schedule::Tile),
+    rows: None,
+    keys: None,
+    splits: None,
+};
+
+const F32: f64 = 1e-5;
+const F16: f64 = 2e-3;
+
+/// Runs `check` for both schedules on every adapter that can run them; fails unless each schedule
+/// ran somewhere.
+fn both(check: impl Fn(&Gpu, &Tuning, &str)) {
+    let mut ran = [0; 2];
+    for gpu in gpus() {
+        for (number, tuning) in [CHEAP, TILE].iter().enumerate() {
+            let subgroups = gpu.engine().caps().fixed_subgroup().is_some();
+            if number == 0 && !subgroups {
+                println!("skipped: {} has no fixed subgroup size", name(gpu));
+                continue;
+            }
+            let label = format!("{}, {:?}", name(gpu), tuning.schedule);
+            check(gpu, tuning, &label);
+            ran[number] += 1;
+        }
+    }
+    assert!(
+        ran.iter().all(|&count| count > 0),
+        "a schedule ran nowhere: {ran:?}"
+    );
+}
+
+fn close(problem: &Problem, gpu: &Gpu, tuning: &Tuning, label: &str, most: f64) {
+    let (o, lse) = problem
+        .errors(gpu, tuning)
+        .unwrap_or_else(|error| panic!("{label}: {problem:?}: {error}"));
+    assert!(
+        o <= most && lse <= most,
+        "{label}: o {o:e}, lse {lse:e}: {problem:?}"
+    );
+}
+
+#[test]
+fn hostile_lengths() {
+    both(|gpu, tuning, label| {
+        for (m, n) in [
+            (1, 1),
+            (1, 2),
+            (7, 31),
+            (8, 32),
+            (9, 33),
+            (32, 64),
+            (33, 65),
+            (67, 1),
+            (1, 129),
+            (31, 257),
+        ] {
+            let problem = Problem::new([1, 2, 2], [m, n], 16);
+            close(&problem, gpu, tuning, label, F32);
+        }
+    });
+}
+
+#[test]
+fn hostile_head_dims() {
+    both(|gpu, tuning, label| {
+        for (head_dim, value_dim) in [
+            (1, 1),
+            (5, 3),
+            (8, 40),
+            (40, 5),
+            (33, 64),
+            (64, 33),
+            (80, 16),
+            (128, 65),
+            (256, 256),
+            (255, 129),
+        ] {
+            let mut problem = Problem::new([1, 2, 1], [9, 19], head_dim);
+            problem.value_dim = value_dim;
+            close(&problem, gpu, tuning, label, F32);
+        }
+    });
+}
+
+#[test]
+fn causal_and_lengths() {
+    both(|gpu, tuning, label| {
+        for causal in [Causal::None, Causal::TopLeft, Causal::BottomRight] {
+            for (m, n) in [(33, 33), (19, 67), (67, 19), (1, 40)] {
+                for lens in [None, Some(vec![0, 17]), Some(vec![5, 1_000_000])] {
+                    let mut problem = Problem::new([2, 4, 2], [m, n], 8);
+                    problem.causal = causal;
+                    problem.lens = lens;
+                    close(&problem, gpu, tuning, label, F32);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn grouped_heads() {
+    both(|gpu, tuning, label| {
+        for heads in [[1, 6, 1], [2, 6, 2], [1, 6, 3], [2, 3, 3]] {
+            for m in [1, 5, 37] {
+                let mut problem = Problem::new(heads, [m, 45], 8);
+                problem.causal = Causal::BottomRight;
+                close(&problem, gpu, tuning, label, F32);
+            }
+        }
+    });
+}
+
+#[test]
+fn masks_and_biases_of_every_broadcast() {
+    both(|gpu, tuning, label| {
+        let full = [2, 4, 11, 21];
+        for shape in [
+            full,
+            [1, 1, 11, 21],
+            [2, 1, 1, 21],
+            [1, 4, 11, 1],
+            [1, 1, 1, 1],
+        ] {
+            let mut problem = Problem::new([2, 4, 2], [11, 21], 8);
+            problem.mask = Some(shape);
+            close(&problem, gpu, tuning, label, F32);
+            problem.mask = None;
+            problem.bias = Some(shape);
+            close(&problem, gpu, tuning, label, F32);
+        }
+        let mut problem = Problem::new([2, 4, 2], [11, 21], 8);
+        problem.mask = Some(full);
+        problem.bias = Some([1, 4, 11, 21]);
+        problem.lens = Some(vec![21, 13]);
+        problem.causal = Causal::BottomRight;
+        problem.scale = Some(-0.7);
+        close(&problem, gpu, tuning, label, F32);
+    });
+}
+
+#[test]
+fn strided_and_shifted_views() {
+    both(|gpu, tuning, label| {
+        // A shift of 4 keeps loads of four; 3 does not.
+        for pad in [0, 3, 4] {
+            let mut problem = Problem::new([2, 4, 2], [13, 29], 8);
+            problem.bshd = Some(pad);
+            problem.causal = Causal::TopLeft;
+            close(&problem, gpu, tuning, label, F32);
+        }
+    });
+}
+
+#[test]
+fn half_precision_storage() {
+    let mut ran = 0;
+    for gpu in gpus() {
+        if !gpu.engine().caps().f16 {
+            println!("skipped: {} has no f16", name(gpu));
+            continue;
+        }
+        for tuning in [CHEAP, TILE] {
+            for (dim, pad) in [(16, None), (5, None), (16, Some(1))] {
+                let mut problem = Problem::new([1, 4, 2], [9, 33], dim);
+                problem.dtype = DType::F16;
+                problem.bshd = pad;
+                problem.bias = Some([1, 4, 9, 33]);
+                let label = format!("{}, {:?}", name(gpu), tuning.schedule);
+                let (o, lse) = problem.errors(gpu, &tuning).expect("runs");
+                // lse is f32, and computed from exactly the inputs.
+                assert!(
+                    o <= F16 && lse <= F32,
+                    "{label}: o {o:e}, lse {lse:e}: {problem:?}"
+                );
+            }
+        }
+        ran += 1;
+    }
+    println!("f16 ran on {ran} of {} adapters", gpus().len());
+}
+
+/// With keys of zero and one-hot values the output is the attention weights: hidden keys must have
+/// exactly none, and the others equal parts.
+#[test]
+fn weights_are_exact() {
+    both(|gpu, tuning, label| {
+        let (m, n) = (23, 41);
+        for causal in [Causal::None, Causal::TopLeft, Causal::BottomRight] {
+            let mut problem = Problem::new([2, 1, 1], [m, n], 4);
+            problem.value_dim = n;
+            problem.causal = causal;
+            problem.lens = Some(vec![30, 41]);
+            let q = vec![1.0; 2 * m * 4];
+            let k = vec![0.0; 2 * n * 4];
+            let v: Vec<f32> = (0..2 * n * n)
+                .map(|at| if at / n % n == at % n { 1.0 } else { 0.0 })
+                .collect();
+            let mask: Vec<bool> = (0..m * n).map(|at| at % 3 != 1).collect();
+            let mask = ([1, 1, m, n], mask);
+            let tensors = (q.as_slice(), k.as_slice(), v.as_slice());
+            let (o, _) = problem
+                .run(gpu, tuning, tensors, Some(&mask), None)
+                .expect("runs");
+            let expected = problem.reference(tensors, Some(&mask), None).o;
+            for (at, (&x, &want)) in o.iter().zip(&expected).enumerate() {
+                let right = if want == 0.0 {
+                    x == 0.0
+                } else {
+                    (f64::from(x) / want - 1.0).abs() < 1e-6
+                };
+                assert!(right, "{label}: {causal:?}: weight {at} is {x}, not {want}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_hidden_cannot_poison() {
+    both(|gpu, tuning, label| {
+        let mut problem = Problem::new([2, 2, 2], [5, 40], 8);
+        problem.lens = Some(vec![13, 22]);
+        let q = foveate::reference::noise(1, 2 * 2 * 5 * 8);
+        let mut k = foveate::reference::noise(2, 2 * 2 * 40 * 8);
+        let mut v = foveate::reference::noise(3, 2 * 2 * 40 * 8);
+        let clean = problem
+            .run(gpu, tuning, (&q, &k, &v), None, None)
+            .expect("runs");
+        // Past each length: what a cache that was never written may hold.
+        for (row, (k, v)) in k.chunks_mut(8).zip(v.chunks_mut(8)).enumerate() {
+            if row % 40 >= [13, 22][row / 80] {
+                k.fill(f32::NAN);
+                v.fill(f32::INFINITY);
+            }
+        }
+        let dirty = problem
+            .run(gpu, tuning, (&q, &k, &v), None, None)
+            .expect("runs");
+        assert_eq!(clean, dirty, "{label}");
+    });
+}
+
+#[test]
+fn splits_slices_and_folded_grids_change_nothing() {
+    both(|gpu, tuning, label| {
+        let mut problem = Problem::new([2, 4, 2], [37, 131], 8);
+        problem.causal = Causal::BottomRight;
+        problem.lens = Some(vec![131, 77]);
+        problem.mask = Some([1, 4, 37, 131]);
+        for splits in [1, 2, 3, 50] {
+            let tuning = Tuning {
+                splits: Some(splits),
+                ..*tuning
+            };
+            close(&problem, gpu, &tuning, label, F32);
+        }
+        let caps = gpu.engine().caps().clone();
+        for (what, caps) in [
+            (
+                "bindings of 4 KiB",
+                Caps {
+                    max_binding_bytes: 4096,
+                    ..caps.clone()
+                },
+            ),
+            (
+                "5 workgroups per axis",
+                Caps {
+                    max_workgroups: 5,
+                    ..caps.clone()
+                },
+            ),
+            (
+                "a loop budget of 600",
+                Caps {
+                    loop_budget: 600,
+                    ..caps
+                },
+            ),
+        ] {
+            let mut small = gpu.clone();
+            *small.engine_mut() = gpu.engine().clone().with_caps(caps);
+            close(&problem, &small, tuning, &format!("{label}, {what}"), F32);
+        }
+    });
+}
+
+#[test]
+fn the_order_of_keys_does_not_matter() {
+    both(|gpu, tuning, label| {
+        let problem = Problem::new([1, 1, 1], [9, 50], 8);
+        let q = foveate::reference::noise(1, 9 * 8);
+        let k = foveate::reference::noise(2, 50 * 8);
+        let v = foveate::reference::noise(3, 50 * 8);
+        let reversed = |data: &[f32]| data.chunks(8).rev().flatten().copied().collect::<Vec<_>>();
+        let (o, _) = problem
+            .run(gpu, tuning, (&q, &k, &v), None, None)
+            .expect("runs");
+        let turned = (q.as_slice(), &reversed(&k)[..], &reversed(&v)[..]);
+        let (p, _) = problem.run(gpu, tuning, turned, None, None).expect("runs");
+        let wide: Vec<f64> = o.iter().map(|&x| x.into()).collect();
+        let error = foveate::reference::error(&p, &wide);
+        assert!(error <= 2e-6, "{label}: {error:e}");
+    });
+}
+
+/// Each variant that the plan itself chooses, once: rows and keys at their defaults.
+#[test]
+fn variants_that_ship() {
+    for gpu in gpus() {
+        let software = gpu.info().backend == wgpu::Backend::Gl || name(gpu).contains("SwiftShader");
+        for dim in [8, 64, 128, 256] {
+            if software && dim > 64 {
+                println!("skipped: dim {dim} on {}, which compiles slowly", name(gpu));
+                continue;
+            }
+            let mut problem = Problem::new([1, 2, 1], [40, 70], dim);
+            problem.causal = Causal::TopLeft;
+            close(&problem, gpu, &Tuning::default(), &name(gpu), F32);
+        }
+    }
+}
+
+/// Issue of the loop limit: llvmpipe leaves a loop after 65,535 iterations. And of size: 244 MiB
+/// each for K and V, where a binding holds 128 MiB.
+#[test]
+fn a_million_keys() {
+    let gpu = gpus()
+        .iter()
+        .find(|gpu| gpu.engine().caps().fixed_subgroup().is_some())
+        .unwrap_or(&gpus()[0]);
+    let (n, d) = (1_000_000, 64);
+    let problem = Problem::new([1, 1, 1], [3, n], d);
+    // Cheap to make, and no two rows alike.
+    let numbers = |seed: u32| -> Vec<f32> {
+        let mut state = seed;
+        (0..n * d)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    };
+    let q: Vec<f32> = foveate::reference::noise(7, 3 * d);
+    let (k, v) = (numbers(1), numbers(2));
+    let tuning = Tuning::default();
+    let (o, lse) = problem
+        .check(gpu, &tuning, (&q, &k, &v), None, None)
+        .expect("runs");
+    // The output is a mean of a million values that cancel, so small beside its terms.
+    assert!(
+        o <= 1e-4 && lse <= F32,
+        "{}: o {o:e}, lse {lse:e}",
+        name(gpu)
+    );
+}
+
+/// The tile schedule counts many loop iterations per key, so its budget ends far sooner.
+#[test]
+fn many_keys_in_tiles() {
+    for gpu in gpus().iter().take(2) {
+        let problem = Problem::new([1, 1, 1], [2, 50_000], 8);
+        close(&problem, gpu, &TILE, &name(gpu), 1e-4);
+    }
+}

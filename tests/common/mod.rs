@@ -1,0 +1,334 @@
+//! What the tests on adapters share: the adapters, and one way to run an op and compare it.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::sync::OnceLock;
+
+use foveate::{
+    Attention, AttentionArgs, Causal, DType, Gpu, Layout, Op, Result, Tensor, Tuning,
+    reference::{self, AttentionInputs, AttentionOutputs, noise},
+};
+
+/// Every adapter of this machine, opened. A kind that is missing is a skip that is printed; a
+/// machine with none fails.
+pub fn gpus() -> &'static [Gpu] {
+    static GPUS: OnceLock<Vec<Gpu>> = OnceLock::new();
+    GPUS.get_or_init(|| {
+        let gpus: Vec<Gpu> = foveate::adapters()
+            .iter()
+            .map(|adapter| Gpu::on(adapter).expect("an adapter that is listed opens"))
+            .collect();
+        assert!(!gpus.is_empty(), "no adapter: run scripts/vulkan.sh");
+        for gpu in &gpus {
+            println!("adapter: {}", name(gpu));
+        }
+        for wanted in ["llvmpipe (vulkan)", "llvmpipe (gl)", "SwiftShader"] {
+            if !gpus.iter().any(|gpu| name(gpu).contains(wanted)) {
+                println!("skipped: {wanted} is not there");
+            }
+        }
+        gpus
+    })
+}
+
+/// A short name: device and backend.
+pub fn name(gpu: &Gpu) -> String {
+    let info = gpu.info();
+    let device = info.name.split(" (").next().unwrap_or(&info.name);
+    format!("{device} ({})", info.backend)
+}
+
+/// What a tensor is filled with before it is written, so that what stays unwritten shows.
+pub const SENTINEL: f32 = -12345.0;
+
+/// An attention problem with random inputs.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    pub batch: usize,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub q_len: usize,
+    pub kv_len: usize,
+    pub head_dim: usize,
+    pub value_dim: usize,
+    pub causal: Causal,
+    /// Shape of a random boolean mask.
+    pub mask: Option<[usize; 4]>,
+    /// Shape of a random bias.
+    pub bias: Option<[usize; 4]>,
+    pub lens: Option<Vec<u32>>,
+    pub scale: Option<f32>,
+    pub dtype: DType,
+    /// [batch, seq, heads, dim] in memory, rows padded and shifted by this many elements.
+    pub bshd: Option<u64>,
+}
+
+impl Problem {
+    pub fn new(
+        [batch, q_heads, kv_heads]: [usize; 3],
+        [q_len, kv_len]: [usize; 2],
+        dim: usize,
+    ) -> Self {
+        Self {
+            batch,
+            q_heads,
+            kv_heads,
+            q_len,
+            kv_len,
+            head_dim: dim,
+            value_dim: dim,
+            causal: Causal::None,
+            mask: None,
+            bias: None,
+            lens: None,
+            scale: None,
+            dtype: DType::F32,
+            bshd: None,
+        }
+    }
+
+    fn layout(&self, heads: usize, seq: usize, dim: usize) -> Layout {
+        let [batch, heads, seq, dim] = [self.batch, heads, seq, dim].map(|n| n as u64);
+        match self.bshd {
+            None => Layout::new(self.dtype, [batch, heads, seq, dim]),
+            Some(pad) => {
+                let row = dim + pad;
+                Layout::new(self.dtype, [batch, seq, heads, dim])
+                    .with_strides([seq * heads * row, heads * row, row, 1])
+                    .at(pad)
+                    .transposed(1, 2)
+            }
+        }
+    }
+
+    /// Runs it and compares `o` and `lse` with the reference; returns the two errors.
+    pub fn errors(&self, gpu: &Gpu, tuning: &Tuning) -> Result<(f64, f64)> {
+        let random = |seed: u64, count: usize| -> Vec<f32> {
+            let mut data = noise(seed, count);
+            if self.dtype == DType::F16 {
+                for x in &mut data {
+                    *x = half::f16::from_f32(*x).to_f32();
+                }
+            }
+            data
+        };
+        let q = random(1, self.batch * self.q_heads * self.q_len * self.head_dim);
+        let k = random(2, self.batch * self.kv_heads * self.kv_len * self.head_dim);
+        let v = random(3, self.batch * self.kv_heads * self.kv_len * self.value_dim);
+        let mask = self.mask.map(|shape| {
+            let data: Vec<bool> = noise(4, shape.iter().product())
+                .iter()
+                .map(|&x| x > -0.5)
+                .collect();
+            (shape, data)
+        });
+        let bias = self.bias.map(|shape| {
+            let mut data = random(5, shape.iter().product());
+            for x in data.iter_mut().step_by(7) {
+                *x = f32::NEG_INFINITY;
+            }
+            (shape, data)
+        });
+        self.check(gpu, tuning, (&q, &k, &v), mask.as_ref(), bias.as_ref())
+    }
+
+    /// The same with given tensors.
+    pub fn check(
+        &self,
+        gpu: &Gpu,
+        tuning: &Tuning,
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        mask: Option<&([usize; 4], Vec<bool>)>,
+        bias: Option<&([usize; 4], Vec<f32>)>,
+    ) -> Result<(f64, f64)> {
+        let expected = self.reference((q, k, v), mask, bias);
+        let (o, lse) = self.run(gpu, tuning, (q, k, v), mask, bias)?;
+        Ok((
+            reference::error(&o, &expected.o),
+            reference::error(&lse, &expected.lse),
+        ))
+    }
+
+    pub fn reference(
+        &self,
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        mask: Option<&([usize; 4], Vec<bool>)>,
+        bias: Option<&([usize; 4], Vec<f32>)>,
+    ) -> AttentionOutputs {
+        let wide = |data: &[f32]| -> Vec<f64> { data.iter().map(|&x| x.into()).collect() };
+        let full = [self.batch, self.q_heads, self.q_len, self.kv_len];
+        let mask = mask.map(|(shape, data)| spread(*shape, full, data));
+        let bias = bias.map(|(shape, data)| spread(*shape, full, &wide(data)));
+        let lens: Option<Vec<usize>> = self
+            .lens
+            .as_ref()
+            .map(|lens| lens.iter().map(|&len| len as usize).collect());
+        let scale = self
+            .scale
+            .unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt());
+        reference::attention(&AttentionInputs {
+            batch: self.batch,
+            q_heads: self.q_heads,
+            kv_heads: self.kv_heads,
+            q_len: self.q_len,
+            kv_len: self.kv_len,
+            head_dim: self.head_dim,
+            value_dim: self.value_dim,
+            q: &wide(q),
+            k: &wide(k),
+            v: &wide(v),
+            mask: mask.as_deref(),
+            bias: bias.as_deref(),
+            lens: lens.as_deref(),
+            scale: scale.into(),
+            causal: self.causal,
+        })
+    }
+
+    /// Runs it on the device; everything that no layout covers must stay as it was.
+    pub fn run(
+        &self,
+        gpu: &Gpu,
+        tuning: &Tuning,
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        mask: Option<&([usize; 4], Vec<bool>)>,
+        bias: Option<&([usize; 4], Vec<f32>)>,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let q = place(gpu, self.layout(self.q_heads, self.q_len, self.head_dim), q)?;
+        let k = place(
+            gpu,
+            self.layout(self.kv_heads, self.kv_len, self.head_dim),
+            k,
+        )?;
+        let v = place(
+            gpu,
+            self.layout(self.kv_heads, self.kv_len, self.value_dim),
+            v,
+        )?;
+        let o = place(
+            gpu,
+            self.layout(self.q_heads, self.q_len, self.value_dim),
+            &[],
+        )?;
+        let lse = place(
+            gpu,
+            Layout::f32([self.batch, self.q_heads, self.q_len].map(|n| n as u64)),
+            &[],
+        )?;
+        let mut op = Attention::new(q.layout().clone(), k.layout().clone(), v.layout().clone())
+            .output(o.layout().clone())
+            .causal(self.causal)
+            .with_lse();
+        op.scale = self.scale;
+        let mut args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
+        args.lse = Some(lse.view());
+        let mask = mask
+            .map(|(shape, data)| gpu.upload_bool(data, shape.map(|n| n as u64)))
+            .transpose()?;
+        if let Some(mask) = &mask {
+            op = op.mask(mask.layout().clone());
+            args.mask = Some(mask.view());
+        }
+        let bias = bias
+            .map(|(shape, data)| gpu.upload_as(self.dtype, data, shape.map(|n| n as u64)))
+            .transpose()?;
+        if let Some(bias) = &bias {
+            op = op.bias(bias.layout().clone());
+            args.bias = Some(bias.view());
+        }
+        let lens = self
+            .lens
+            .as_ref()
+            .map(|lens| gpu.upload_u32(lens, [lens.len() as u64]))
+            .transpose()?;
+        if let Some(lens) = &lens {
+            op = op.kv_len(lens.layout().clone());
+            args.kv_len = Some(lens.view());
+        }
+        let plan = gpu.engine().plan_with(&op.into(), tuning)?;
+        gpu.run(&plan.bind(args)?)?;
+        untouched_around(gpu, &o)?;
+        Ok((gpu.download(&o)?, gpu.download(&lse)?))
+    }
+}
+
+/// A tensor of any layout with these elements (row-major), sentinels everywhere else; no elements:
+/// sentinels only.
+pub fn place(gpu: &Gpu, layout: Layout, data: &[f32]) -> Result<Tensor> {
+    let tensor = gpu.allocate(layout)?;
+    let layout = tensor.layout();
+    let count = tensor.buffer().size() / layout.dtype.size();
+    let mut all = vec![SENTINEL; count as usize];
+    for (number, &x) in data.iter().enumerate() {
+        all[place_of(layout, number as u64) as usize] = x;
+    }
+    let bytes: Vec<u8> = match layout.dtype {
+        DType::F16 => all
+            .iter()
+            .flat_map(|&x| half::f16::from_f32(x).to_le_bytes())
+            .collect(),
+        _ => all.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    gpu.write(&tensor, &bytes)?;
+    Ok(tensor)
+}
+
+/// Checks that no element outside the layout was written.
+pub fn untouched_around(gpu: &Gpu, tensor: &Tensor) -> Result<()> {
+    let layout = tensor.layout();
+    let count = tensor.buffer().size() / layout.dtype.size();
+    let flat = tensor.with_layout(Layout::new(layout.dtype, [count]));
+    let all = gpu.download(&flat)?;
+    let mut inside = vec![false; count as usize];
+    for number in 0..layout.elements() {
+        inside[place_of(layout, number) as usize] = true;
+    }
+    let sentinel = match layout.dtype {
+        DType::F16 => half::f16::from_f32(SENTINEL).to_f32(),
+        _ => SENTINEL,
+    };
+    for (at, (&x, inside)) in all.iter().zip(inside).enumerate() {
+        assert!(
+            inside || x == sentinel,
+            "element {at} outside the output was written"
+        );
+        assert!(
+            !inside || x != sentinel,
+            "element {at} of the output was not written"
+        );
+    }
+    Ok(())
+}
+
+fn place_of(layout: &Layout, number: u64) -> u64 {
+    let mut rest = number;
+    let mut at = layout.offset;
+    for (len, stride) in layout.shape.iter().zip(&layout.strides).rev() {
+        at += rest % len * stride;
+        rest /= len;
+    }
+    at
+}
+
+fn spread<T: Copy>(shape: [usize; 4], full: [usize; 4], data: &[T]) -> Vec<T> {
+    let mut out = Vec::with_capacity(full.iter().product());
+    for b in 0..full[0] {
+        for h in 0..full[1] {
+            for i in 0..full[2] {
+                for j in 0..full[3] {
+                    let at = [b, h, i, j]
+                        .iter()
+                        .zip(shape)
+                        .fold(0, |at, (&x, len)| at * len + if len == 1 { 0 } else { x });
+                    out.push(data[at]);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Plans an op on a device; for tests that look at the plan.
+pub fn steps(gpu: &Gpu, op: impl Into<Op>, tuning: &Tuning) -> usize {
+    let plan = gpu.engine().plan_with(&op.into(), tuning).expect("plans");
+    plan.outline().steps.len()
+}
