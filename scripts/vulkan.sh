@@ -2,7 +2,8 @@
 # Sees to what foveate needs besides its source: cargo, a C linker, and a Vulkan loader and driver.
 #
 #   scripts/vulkan.sh           what the program needs
-#   scripts/vulkan.sh --tests   the same, and EGL, through which tests reach Mesa's OpenGL device
+#   scripts/vulkan.sh --tests   the same, and what tests use where it is there: EGL, through which
+#                               they reach Mesa's OpenGL device, and spirv-val
 #
 # What is there is left alone. What is missing is installed by apt-get where that needs no question
 # (as root, or with a sudo that asks for no password). Elsewhere the script prints the command for
@@ -10,10 +11,10 @@
 
 set -eu
 
-want_egl=no
+for_tests=no
 case ${1:-} in
     "") ;;
-    --tests) want_egl=yes ;;
+    --tests) for_tests=yes ;;
     *)
         printf 'usage: %s [--tests]\n' "$0" >&2
         exit 2
@@ -96,9 +97,10 @@ look() {
     found=$(drivers)
     [ -n "$found" ] || missing="$missing vulkan-driver"
     command -v cc >/dev/null || missing="$missing c-linker"
-    missing_egl=
-    if [ "$want_egl" = yes ] && ! library libEGL.so.1; then
-        missing_egl=egl
+    lacking=
+    if [ "$for_tests" = yes ]; then
+        library libEGL.so.1 || lacking="$lacking egl"
+        command -v spirv-val >/dev/null || lacking="$lacking spirv-val"
     fi
 }
 
@@ -117,22 +119,27 @@ packages() {
             apt-get-vulkan-driver) say mesa-vulkan-drivers ;;
             apt-get-c-linker) say gcc libc6-dev ;;
             apt-get-egl) say libegl1 libgl1-mesa-dri ;;
+            apt-get-spirv-val) say spirv-tools ;;
             dnf-vulkan-loader) say vulkan-loader ;;
             dnf-vulkan-driver) say mesa-vulkan-drivers ;;
             dnf-c-linker) say gcc ;;
             dnf-egl) say mesa-libEGL mesa-dri-drivers ;;
+            dnf-spirv-val) say spirv-tools ;;
             zypper-vulkan-loader) say libvulkan1 ;;
             zypper-vulkan-driver) say libvulkan_lvp ;;
             zypper-c-linker) say gcc ;;
             zypper-egl) say Mesa-libEGL1 Mesa-dri ;;
+            zypper-spirv-val) say spirv-tools ;;
             pacman-vulkan-loader) say vulkan-icd-loader ;;
             pacman-vulkan-driver) say vulkan-swrast ;;
             pacman-c-linker) say gcc ;;
             pacman-egl) say mesa ;;
+            pacman-spirv-val) say spirv-tools ;;
             apk-vulkan-loader) say vulkan-loader ;;
             apk-vulkan-driver) say mesa-vulkan-swrast ;;
             apk-c-linker) say gcc musl-dev ;;
             apk-egl) say mesa-egl mesa-dri-gallium ;;
+            apk-spirv-val) say spirv-tools ;;
         esac
     done | tr '\n' ' '
 }
@@ -161,7 +168,8 @@ find_root() {
 
 apt() {
     # shellcheck disable=SC2086 # empty, or a command and its flag
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 "$@"
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 \
+        -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 "$@"
 }
 
 install() {
@@ -195,11 +203,11 @@ if [ -n "$chosen_drivers" ] && [ -z "$found" ]; then
     stop "VK_DRIVER_FILES or VK_ICD_FILENAMES is set to '$chosen_drivers', and no driver is there. Correct it, or unset it."
 fi
 find_manager
-if [ -n "$missing$missing_egl" ]; then
+if [ -n "$missing$lacking" ]; then
     # shellcheck disable=SC2046,SC2086 # lists of words
-    set -- $(packages $missing $missing_egl)
+    set -- $(packages $missing $lacking)
     if [ "$manager" = apt-get ] && find_root; then
-        say "Not found on this system:$missing${missing_egl:+ $missing_egl}"
+        say "Not found on this system:$missing$lacking"
         if ! install "$@" && [ -n "$missing" ]; then
             stop "apt-get could not install them. Try it by hand:  $(command_for "$@")"
         fi
@@ -213,8 +221,9 @@ if [ -n "$missing$missing_egl" ]; then
         stop "not found on this system:$missing. Install the Vulkan loader (libvulkan.so.1), a Vulkan driver (Mesa's lavapipe needs no GPU) and a C compiler with your package manager."
     fi
 fi
-if [ -n "$missing_egl" ]; then
-    # shellcheck disable=SC2046 # a list of words
-    say "No EGL: tests leave OpenGL out. To add it:  $(command_for $(packages egl))"
+if [ -n "$lacking" ]; then
+    # shellcheck disable=SC2046,SC2086 # lists of words
+    hint=$(command_for $(packages $lacking))
+    say "Tests leave out what needs this:$lacking${hint:+. To add it:  $hint}"
 fi
 say "Vulkan drivers found: ${found% }"
