@@ -89,7 +89,7 @@
 //! | [`Engine`], [`Plan`], [`Call`], [`Counters`] | planning, binding and recording on a device |
 //! | [`Gpu`], [`Tensor`], [`adapters`], [`choose`] | for those with no device |
 //! | [`kernels`], [`shader`] | the kernels' variants, and the WGSL made for each |
-//! | [`reference`] | the ops in f64 on the CPU, and the error measure |
+//! | [`reference`](mod@reference) | the ops in f64 on the CPU, and the error measure |
 //! | [`Error`] | every error names the argument, what was found, and the remedy |
 //!
 //! # Features
