@@ -1,0 +1,34 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each sees to what is missing first.
+
+CARGO ?= cargo
+# The lock file decides, so that a fresh clone builds what was tested.
+LOCKED := --locked
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench
+
+help:
+	@echo 'make demo    attention of a real sentence encoder on every adapter found, with a page to look at'
+	@echo 'make test    all tests, on every adapter found (FOVEATE_FIXTURES=DIR adds a folder of cases)'
+	@echo 'make bench   the ops beside the ceilings of this adapter (FOVEATE_ADAPTER chooses one)'
+	@echo 'make check   formatting, lints and docs'
+
+demo:
+	@scripts/vulkan.sh
+	$(CARGO) run $(LOCKED) --release -- demo
+
+# One feature set for all tests, so that dependencies are built once. `noop` adds wgpu's device that
+# computes nothing and hides nothing.
+test:
+	@scripts/vulkan.sh --tests
+	$(CARGO) test $(LOCKED) --workspace --features noop
+	$(CARGO) check $(LOCKED) --no-default-features --lib
+
+bench:
+	@scripts/vulkan.sh
+	$(CARGO) run $(LOCKED) --release -- bench
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets --features noop -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(LOCKED) --no-deps
