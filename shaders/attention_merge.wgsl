@@ -22,7 +22,9 @@ struct Params {
     splits: u32,
     value_dim: u32,
     q_len: u32,
-    heads: u32,             // query heads
+    kv_heads: u32,
+    group: u32,             // query heads per KV head, in this slice
+    all_group: u32,         // query heads per KV head
     minus_infinity: f32,
     o_at: u32, o_batch: u32, o_head: u32, o_row: u32, o_dim: u32,
     lse_at: u32, lse_batch: u32, lse_head: u32, lse_row: u32,
@@ -64,8 +66,10 @@ fn main(
     }
 
     let i = row % params.q_len;
-    let head = row / params.q_len % params.heads;
-    let batch = row / params.q_len / params.heads;
+    let in_group = row / params.q_len % params.group;
+    let kv_head = row / params.q_len / params.group % params.kv_heads;
+    let batch = row / params.q_len / params.group / params.kv_heads;
+    let head = kv_head * params.all_group + in_group;
     o[params.o_at + batch * params.o_batch + head * params.o_head + i * params.o_row + d * params.o_dim] = Scalar(sum * reciprocal(total));
 //@if LSE
     if (d == 0u) {

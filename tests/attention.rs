@@ -279,9 +279,9 @@ fn splits_slices_and_folded_grids_change_nothing() {
                 },
             ),
             (
-                "5 workgroups per axis",
+                "8 workgroups per axis",
                 Caps {
-                    max_workgroups: 5,
+                    max_workgroups: 8,
                     ..caps.clone()
                 },
             ),

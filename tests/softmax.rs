@@ -38,10 +38,12 @@ fn error(gpu: &Gpu, op: &Softmax, data: &[f32], tuning: &Tuning) -> f64 {
     reference::error(&gpu.download(&y).expect("reads back"), &expected)
 }
 
+/// Without outliers: the error counts against the RMS, which a row's largest weight leaves far
+/// behind as rows grow.
 fn numbers(layout: &Layout) -> Vec<f32> {
     noise(11, layout.elements() as usize)
         .into_iter()
-        .map(|x| half::f16::from_f32(3.0 * x).to_f32())
+        .map(|x| half::f16::from_f32(x.clamp(-1.5, 1.5)).to_f32())
         .collect()
 }
 

@@ -12,7 +12,8 @@ struct Params {
     split_start: u32,       // number of the first range
     all_splits: u32,        // ranges in all dispatches
     kv_heads: u32,
-    group: u32,             // query heads per KV head
+    group: u32,             // query heads per KV head, in this slice
+    all_group: u32,         // query heads per KV head
     q_len: u32,
     kv_len: u32,            // keys in this slice
     all_keys: u32,          // keys in the tensor
@@ -74,7 +75,7 @@ fn partial_at(tile: Tile, row: u32, p: Params) -> u32 {
 
 // First elements of a packed row in each tensor.
 fn head_of(tile: Tile, row: u32, p: Params) -> u32 {
-    return tile.kv_head * p.group + row / p.q_len;
+    return tile.kv_head * p.all_group + row / p.q_len;
 }
 
 fn q_start(tile: Tile, row: u32, p: Params) -> u32 {

@@ -60,7 +60,7 @@ params! {
     /// Parameters of every attention schedule (`shaders/shared/attention.wgsl`).
     AttentionParams {
         tiles: u32, row_tiles: u32, splits: u32, split_keys: u32, split_start: u32, all_splits: u32,
-        kv_heads: u32, group: u32, q_len: u32, kv_len: u32, all_keys: u32,
+        kv_heads: u32, group: u32, all_group: u32, q_len: u32, kv_len: u32, all_keys: u32,
         head_dim: u32, value_dim: u32, row_start: u32, key_start: u32,
         diagonal: i32, diagonal_lens: i32, scale: f32, minus_infinity: f32,
         q_at: u32, q_batch: u32, q_head: u32, q_row: u32, q_dim: u32,

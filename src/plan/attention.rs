@@ -15,11 +15,13 @@ use crate::{
     tensor::{DType, Layout},
 };
 
-// The iteration space: batch entries, KV heads, query rows, keys.
+// The iteration space: batch entries, KV heads, query heads of each, query rows, keys.
 const BATCH: usize = 0;
 const HEAD: usize = 1;
-const ROW: usize = 2;
-const KEY: usize = 3;
+const GROUP: usize = 2;
+const ROW: usize = 3;
+const KEY: usize = 4;
+const AXES: usize = 5;
 
 /// Key ranges are made until this many workgroups have work, so that few queries fill the device.
 const WANTED_WORKGROUPS: u64 = 64;
@@ -253,13 +255,12 @@ struct Space<'a> {
     op: &'a Attention,
     caps: &'a Caps,
     choice: Choice,
-    lens: [u64; 4],
-    group: u64,
+    lens: [u64; AXES],
     head_dim: u64,
     value_dim: u64,
     mask: Option<Layout>,
     bias: Option<Layout>,
-    operands: Vec<(Slot, Operand)>,
+    operands: Vec<(Slot, Operand<AXES>)>,
 }
 
 impl<'a> Space<'a> {
@@ -288,43 +289,38 @@ impl<'a> Space<'a> {
         let bias = broadcast("bias", &op.bias)?;
 
         let mut operands = Vec::new();
-        let mut add = |slot: Slot, layout: &Layout, axes: [u64; 4], inner| {
+        let mut add = |slot: Slot, layout: &Layout, axes: [u64; AXES], inner| {
             operands.push((slot, Operand::new(slot.name(), layout, axes, inner)));
         };
-        // Tensors with query heads: one KV head spans its group.
-        let queries =
-            |[b, h, m, n]: [u64; 4], inner: u64| ([b, h * group, m, n], inner + h * (group - 1));
+        // Tensors with query heads: those of one KV head are neighbours.
+        let queries = |[b, h, m, n]: [u64; 4]| [b, h * group, h, m, n];
         for (slot, layout) in [(Slot::Q, &op.q), (Slot::O, &op.o)] {
             let [b, h, m, d] = strides(layout);
             let dim = dims(layout)[3];
-            let (axes, inner) = queries([b, h, m, 0], d * (dim - 1) + 1);
-            add(slot, layout, axes, inner);
+            add(slot, layout, queries([b, h, m, 0]), d * (dim - 1) + 1);
         }
         for (slot, layout) in [(Slot::K, &op.k), (Slot::V, &op.v)] {
             let [b, h, n, d] = strides(layout);
             let dim = dims(layout)[3];
-            add(slot, layout, [b, h, 0, n], d * (dim - 1) + 1);
+            add(slot, layout, [b, h, 0, 0, n], d * (dim - 1) + 1);
         }
         if let Some(lse) = &op.lse {
             let [b, h, m, _] = strides(lse);
-            let (axes, inner) = queries([b, h, m, 0], 1);
-            add(Slot::Lse, lse, axes, inner);
+            add(Slot::Lse, lse, queries([b, h, m, 0]), 1);
         }
         for (slot, layout) in [(Slot::Mask, &mask), (Slot::Bias, &bias)] {
             if let Some(layout) = layout {
-                let (axes, inner) = queries(strides(layout), 1);
-                add(slot, layout, axes, inner);
+                add(slot, layout, queries(strides(layout)), 1);
             }
         }
         if let Some(lens) = &op.kv_len {
-            add(Slot::KvLen, lens, [strides(lens)[0], 0, 0, 0], 1);
+            add(Slot::KvLen, lens, [strides(lens)[0], 0, 0, 0, 0], 1);
         }
         Ok(Self {
             op,
             caps,
             choice,
-            lens: [batch, kv_heads, q_len, kv_len],
-            group,
+            lens: [batch, kv_heads, group, q_len, kv_len],
             head_dim,
             value_dim,
             mask,
@@ -340,7 +336,7 @@ impl<'a> Space<'a> {
         rejected: Vec<(Schedule, String)>,
     ) -> Result<Outline> {
         let alignment = u64::from(self.caps.storage_alignment);
-        let operands: Vec<Operand> = self.operands.iter().map(|(_, o)| o.clone()).collect();
+        let operands: Vec<Operand<AXES>> = self.operands.iter().map(|(_, o)| o.clone()).collect();
         let limit = self.caps.max_binding_bytes;
         let mut part = slice::fit(self.lens, &operands, limit, alignment)?;
         let mut split_keys = self.split_keys(&part, tuning)?;
@@ -366,13 +362,16 @@ impl<'a> Space<'a> {
                 "split the sequence",
             ));
         }
-        let scratch_of = |part: &[u64; 4]| {
-            let rows = part[BATCH] * part[HEAD] * self.group * part[ROW];
+        let scratch_of = |part: &[u64; AXES]| {
+            let rows: u64 = part[..KEY].iter().product();
             rows.saturating_mul(splits)
                 .saturating_mul((self.value_dim + 2) * 4)
         };
         while partial && scratch_of(&part) > limit {
-            match [ROW, HEAD, BATCH].into_iter().find(|&axis| part[axis] > 1) {
+            match [ROW, GROUP, HEAD, BATCH]
+                .into_iter()
+                .find(|&axis| part[axis] > 1)
+            {
                 Some(axis) => part[axis] = part[axis].div_ceil(2),
                 None => {
                     return Err(Error::unsupported(
@@ -386,11 +385,11 @@ impl<'a> Space<'a> {
 
         slice::check_count(self.lens, part, limit)?;
         let whole = Part {
-            start: [0; 4],
+            start: [0; AXES],
             len: self.lens,
         };
         let mut steps = Vec::new();
-        for rows in slice::parts(whole, part, &[BATCH, HEAD, ROW]) {
+        for rows in slice::parts(whole, part, &[BATCH, HEAD, GROUP, ROW]) {
             let mut split_start = 0;
             for keys in slice::parts(rows, part, &[KEY]) {
                 let here = keys.len[KEY].div_ceil(split_keys);
@@ -413,7 +412,7 @@ impl<'a> Space<'a> {
     }
 
     /// Keys per range: at most what the loop budget allows; fewer when there are few rows.
-    fn split_keys(&self, part: &[u64; 4], tuning: &Tuning) -> Result<u64> {
+    fn split_keys(&self, part: &[u64; AXES], tuning: &Tuning) -> Result<u64> {
         let step = self.choice.step_keys();
         let most = self
             .choice
@@ -421,7 +420,7 @@ impl<'a> Space<'a> {
             .unwrap_or(step);
         let keys = part[KEY];
         let tiles =
-            part[BATCH] * part[HEAD] * (part[ROW] * self.group).div_ceil(self.choice.tile_rows());
+            part[BATCH] * part[HEAD] * (part[ROW] * part[GROUP]).div_ceil(self.choice.tile_rows());
         let wanted = match tuning.splits {
             Some(0) => {
                 return Err(Error::invalid(
@@ -437,13 +436,13 @@ impl<'a> Space<'a> {
         Ok(even.min(most))
     }
 
-    fn all_splits(&self, part: &[u64; 4], split_keys: u64) -> u64 {
+    fn all_splits(&self, part: &[u64; AXES], split_keys: u64) -> u64 {
         let full = self.lens[KEY] / part[KEY];
         let rest = self.lens[KEY] % part[KEY];
         full * part[KEY].div_ceil(split_keys) + rest.div_ceil(split_keys)
     }
 
-    fn window(&self, slot: Slot, part: &Part) -> Option<Window> {
+    fn window(&self, slot: Slot, part: &Part<AXES>) -> Option<Window> {
         let alignment = u64::from(self.caps.storage_alignment);
         self.operands
             .iter()
@@ -453,15 +452,15 @@ impl<'a> Space<'a> {
 
     fn attend(
         &self,
-        part: &Part,
+        part: &Part<AXES>,
         split_keys: u64,
         (split_start, splits, all_splits): (u64, u64, u64),
         partial: bool,
     ) -> Result<Step> {
         let op = self.op;
         let kernel = self.choice.kernel(partial);
-        let [batch, kv_heads, q_len, kv_len] = part.len;
-        let row_tiles = (q_len * self.group).div_ceil(self.choice.tile_rows());
+        let [batch, kv_heads, group, q_len, kv_len] = part.len;
+        let row_tiles = (q_len * group).div_ceil(self.choice.tile_rows());
         let tiles = batch * kv_heads * row_tiles * splits;
         let all_keys = self.lens[KEY] as i32;
         let (diagonal, diagonal_lens) = match op.causal {
@@ -477,7 +476,8 @@ impl<'a> Space<'a> {
             split_start: small(split_start),
             all_splits: small(all_splits),
             kv_heads: small(kv_heads),
-            group: small(self.group),
+            group: small(group),
+            all_group: small(self.lens[GROUP]),
             q_len: small(q_len),
             kv_len: small(kv_len),
             all_keys: small(self.lens[KEY]),
@@ -570,8 +570,8 @@ impl<'a> Space<'a> {
         })
     }
 
-    fn scratch(&self, part: &Part, splits: u64) -> Range {
-        let rows = part.len[BATCH] * part.len[HEAD] * self.group * part.len[ROW];
+    fn scratch(&self, part: &Part<AXES>, splits: u64) -> Range {
+        let rows: u64 = part.len[..KEY].iter().product();
         Range {
             slot: Slot::Scratch,
             offset: 0,
@@ -579,17 +579,18 @@ impl<'a> Space<'a> {
         }
     }
 
-    fn merge(&self, part: &Part, splits: u64) -> Result<Step> {
+    fn merge(&self, part: &Part<AXES>, splits: u64) -> Result<Step> {
         let op = self.op;
-        let [batch, kv_heads, q_len, _] = part.len;
-        let heads = kv_heads * self.group;
-        let elements = batch * heads * q_len * self.value_dim;
+        let [batch, kv_heads, group, q_len, _] = part.len;
+        let elements = batch * kv_heads * group * q_len * self.value_dim;
         let mut params = attention_merge::Params {
             elements: small(elements),
             splits: small(splits),
             value_dim: small(self.value_dim),
             q_len: small(q_len),
-            heads: small(heads),
+            kv_heads: small(kv_heads),
+            group: small(group),
+            all_group: small(self.lens[GROUP]),
             minus_infinity: f32::NEG_INFINITY,
             ..attention_merge::Params::default()
         };

@@ -5,13 +5,10 @@ use crate::{
     tensor::Layout,
 };
 
-/// How many axes an iteration space has.
-pub(super) const AXES: usize = 4;
-
-/// A tensor as an iteration space sees it: a stride per axis of the space, and what one point
+/// A tensor as an iteration space of `AXES` axes sees it: a stride per axis of the space, and what one point
 /// spans by itself.
 #[derive(Debug, Clone)]
-pub(super) struct Operand {
+pub(super) struct Operand<const AXES: usize> {
     pub name: &'static str,
     pub element: u64,
     pub offset: u64,
@@ -20,7 +17,7 @@ pub(super) struct Operand {
     pub inner: u64,
 }
 
-impl Operand {
+impl<const AXES: usize> Operand<AXES> {
     /// An operand whose axes are those of the space followed by one axis of its own.
     pub fn new(name: &'static str, layout: &Layout, strides: [u64; AXES], inner: u64) -> Self {
         Self {
@@ -41,7 +38,7 @@ impl Operand {
     }
 
     /// The binding of a box: byte offset and size, and the first element's place within it.
-    pub fn window(&self, part: &Part, alignment: u64) -> Window {
+    pub fn window(&self, part: &Part<AXES>, alignment: u64) -> Window {
         let first = self
             .strides
             .iter()
@@ -68,7 +65,7 @@ pub(super) struct Window {
 
 /// A box of the iteration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct Part<const AXES: usize> {
     pub start: [u64; AXES],
     pub len: [u64; AXES],
 }
@@ -76,9 +73,9 @@ pub(super) struct Part {
 /// Lengths of the parts along each axis, small enough that every operand's window fits.
 ///
 /// The axis that spans most of the tensor that fits worst is halved until all fit.
-pub(super) fn fit(
+pub(super) fn fit<const AXES: usize>(
     lens: [u64; AXES],
-    operands: &[Operand],
+    operands: &[Operand<AXES>],
     limit: u64,
     alignment: u64,
 ) -> Result<[u64; AXES]> {
@@ -103,7 +100,7 @@ pub(super) fn fit(
                 return Err(Error::unsupported(
                     format!("{} with one row spanning {bytes} bytes", operand.name),
                     format!("a binding holds {limit} bytes"),
-                    "use strides that keep a row together",
+                    "use strides that keep a row together, or split the op along that row",
                 ));
             }
         }
@@ -114,7 +111,11 @@ pub(super) fn fit(
 const MOST_PARTS: u64 = 1 << 14;
 
 /// Checks that a space makes no absurd number of parts, before they are listed.
-pub(super) fn check_count(lens: [u64; AXES], part: [u64; AXES], limit: u64) -> Result<()> {
+pub(super) fn check_count<const AXES: usize>(
+    lens: [u64; AXES],
+    part: [u64; AXES],
+    limit: u64,
+) -> Result<()> {
     let count = lens.iter().zip(&part).fold(1u64, |count, (len, part)| {
         count.saturating_mul(len.div_ceil(*part))
     });
@@ -129,7 +130,11 @@ pub(super) fn check_count(lens: [u64; AXES], part: [u64; AXES], limit: u64) -> R
 }
 
 /// The parts of a space along the given axes, the last axis fastest; other axes stay at `base`.
-pub(super) fn parts(base: Part, part: [u64; AXES], axes: &[usize]) -> Vec<Part> {
+pub(super) fn parts<const AXES: usize>(
+    base: Part<AXES>,
+    part: [u64; AXES],
+    axes: &[usize],
+) -> Vec<Part<AXES>> {
     let mut list = vec![base];
     for &axis in axes {
         list = list

@@ -92,7 +92,7 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
     }
 
     let alignment = u64::from(caps.storage_alignment);
-    let list: Vec<Operand> = operands
+    let list: Vec<Operand<4>> = operands
         .iter()
         .map(|(_, operand)| operand.clone())
         .collect();
