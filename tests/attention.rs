@@ -279,9 +279,9 @@ fn splits_slices_and_folded_grids_change_nothing() {
                 },
             ),
             (
-                "8 workgroups per axis",
+                "9 workgroups per axis",
                 Caps {
-                    max_workgroups: 8,
+                    max_workgroups: 9,
                     ..caps.clone()
                 },
             ),
