@@ -3,12 +3,16 @@
 mod bench;
 mod demo;
 mod info;
+mod output;
 mod run;
+mod tensor_file;
 mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::Error;
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
@@ -46,7 +50,8 @@ struct Globals {
     json: bool,
 }
 
-/// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong usage.
+/// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong
+/// usage, that is an argument, or the shape or type of a tensor, that cannot be right.
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(
         env_logger::Env::default()
@@ -68,8 +73,11 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("foveate: {error}");
-            ExitCode::FAILURE
+            output::note(&error);
+            match error {
+                Error::Invalid { .. } => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
