@@ -159,14 +159,15 @@ fn device_type(kind: wgpu::DeviceType) -> &'static str {
 fn table(list: &[Facts]) -> Table {
     let mut table = Table::new();
     table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .load_style(presets::UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic);
+    let head = list.iter().map(|f| format!("{}: {}", f.number, f.name));
+    table.set_header(std::iter::once("adapter".to_owned()).chain(head));
     let mut row = |name: &str, cell: &dyn Fn(&Facts) -> String| {
         let cells = list.iter().map(cell);
         table.add_row(std::iter::once(name.to_owned()).chain(cells));
     };
     let yes = |there: bool| if there { "yes" } else { "no" }.to_owned();
-    row("adapter", &|f| format!("{}: {}", f.number, f.name));
     row("backend", &|f| f.backend.clone());
     row("device", &|f| f.device_type.into());
     row("driver", &|f| {

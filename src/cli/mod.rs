@@ -53,10 +53,10 @@ struct Globals {
 /// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong
 /// usage, that is an argument, or the shape or type of a tensor, that cannot be right.
 pub fn main() -> ExitCode {
-    env_logger::Builder::from_env(
-        env_logger::Env::default()
-            .default_filter_or("warn,wgpu=error,wgpu_hal=error,wgpu_core=error"),
-    )
+    // EGL reports each display that it tries in vain, on machines where all is well.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
+        "warn,wgpu=error,wgpu_hal=error,wgpu_core=error,wgpu_hal::gles::egl=off",
+    ))
     .init();
     let program = Program::parse();
     let globals = Globals {

@@ -43,11 +43,7 @@ The fields of an op in JSON are the flags of the command of its name:
 
 /// Arguments of `foveate run`.
 #[derive(Debug, clap::Args)]
-#[command(
-    args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true,
-    after_help = EXAMPLES
-)]
+#[command(subcommand_negates_reqs = true, after_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(subcommand)]
     named: Option<Named>,
@@ -268,31 +264,7 @@ struct Written {
 }
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
-    let (settings, job, op_file) = match args {
-        Args {
-            named: Some(Named::Attention { settings, job }),
-            ..
-        } => (Settings::Attention(settings.clone()), job, None),
-        Args {
-            named: Some(Named::Softmax { settings, job }),
-            ..
-        } => (Settings::Softmax(settings.clone()), job, None),
-        Args {
-            op: Some(op),
-            job: Some(job),
-            ..
-        } => {
-            let (settings, file) = parse_op(op)?;
-            (settings, job, file)
-        }
-        _ => {
-            return Err(Error::invalid(
-                "--op",
-                "no op is given",
-                "name one, or describe it in JSON; see foveate run --help",
-            ));
-        }
-    };
+    let (settings, job, op_file) = args.parse()?;
     check_out(&settings, job, op_file.as_deref())?;
     let mut notes = Vec::new();
     let inputs = settings.read_inputs(job, &mut notes)?;
@@ -309,6 +281,34 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     };
     task.compute(job, globals)?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    /// The op, what to do with it, and the file that it was read from.
+    fn parse(&self) -> Result<(Settings, &Job, Option<PathBuf>)> {
+        match (&self.named, &self.op, &self.job) {
+            (Some(_), Some(_), _) => Err(Error::invalid(
+                "--op",
+                "is given beside the name of an op",
+                "leave one of them out",
+            )),
+            (Some(Named::Attention { settings, job }), None, _) => {
+                Ok((Settings::Attention(settings.clone()), job, None))
+            }
+            (Some(Named::Softmax { settings, job }), None, _) => {
+                Ok((Settings::Softmax(settings.clone()), job, None))
+            }
+            (None, Some(op), Some(job)) => {
+                let (settings, file) = parse_op(op)?;
+                Ok((settings, job, file))
+            }
+            _ => Err(Error::invalid(
+                "--op",
+                "no op is given",
+                "name one, or describe it in JSON; see foveate run --help",
+            )),
+        }
+    }
 }
 
 /// An op in JSON, from the argument itself or from a file, and that file.
