@@ -34,7 +34,7 @@ enum Command {
     /// Show adapters, drivers, features, limits and measured facts.
     Info(info::Args),
     /// Run an op on tensors from files.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Check that a GPU and its driver compute right.
     Verify(verify::Args),
     /// Time ops beside the adapter's own ceilings.
