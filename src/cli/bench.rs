@@ -4,7 +4,10 @@ use std::{fs, path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
-use super::Globals;
+use super::{
+    Globals,
+    output::{print, print_json},
+};
 use crate::{
     Error, Gpu, Result, Schedule, Tuning,
     bench::{Ceilings, Row, Workload, ceilings},
@@ -84,18 +87,18 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     progress.finish_and_clear();
 
     if globals.json {
-        super::print_json(&adapter)?;
+        print_json(&adapter)?;
         for (workload, row) in &rows {
             match row {
-                Ok(row) => super::print_json(row)?,
-                Err(error) => super::print_json(&serde_json::json!({
+                Ok(row) => print_json(row)?,
+                Err(error) => print_json(&serde_json::json!({
                     "workload": workload.name(),
                     "failed": error.to_string(),
                 }))?,
             }
         }
     } else {
-        super::print(&format!(
+        print(format!(
             "{} ({}, {})\nceilings: {:.1} GFLOP/s multiply-add, {:.2} GB/s read, {:.2} GB/s copy\n\n{}",
             adapter.adapter,
             adapter.backend,

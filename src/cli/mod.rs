@@ -3,14 +3,16 @@
 mod bench;
 mod demo;
 mod info;
+mod output;
 mod run;
+mod tensor_file;
 mod verify;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{Error, Result};
+use crate::Error;
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
@@ -32,7 +34,7 @@ enum Command {
     /// Show adapters, drivers, features, limits and measured facts.
     Info(info::Args),
     /// Run an op on tensors from files.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Check that a GPU and its driver compute right.
     Verify(verify::Args),
     /// Time ops beside the adapter's own ceilings.
@@ -48,12 +50,13 @@ struct Globals {
     json: bool,
 }
 
-/// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong usage.
+/// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong
+/// usage, that is an argument, or the shape or type of a tensor, that cannot be right.
 pub fn main() -> ExitCode {
-    env_logger::Builder::from_env(
-        env_logger::Env::default()
-            .default_filter_or("warn,wgpu=error,wgpu_hal=error,wgpu_core=error"),
-    )
+    // EGL reports each display that it tries in vain, on machines where all is well.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
+        "warn,wgpu=error,wgpu_hal=error,wgpu_core=error,wgpu_hal::gles::egl=off",
+    ))
     .init();
     let program = Program::parse();
     let globals = Globals {
@@ -70,8 +73,11 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("foveate: {error}");
-            ExitCode::FAILURE
+            output::note(&error);
+            match error {
+                Error::Invalid { .. } => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -84,21 +90,4 @@ fn progress(steps: u64, globals: &Globals) -> indicatif::ProgressBar {
     let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
         .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
     indicatif::ProgressBar::new(steps).with_style(style)
-}
-
-/// Prints text and a line break. A reader that has gone away is no error.
-fn print(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::file("standard output", error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Prints a value as one line of JSON.
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let text =
-        serde_json::to_string(value).map_err(|error| Error::file("standard output", error))?;
-    print(&text)
 }

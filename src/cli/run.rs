@@ -1,14 +1,736 @@
 //! `foveate run`
 
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
-use super::Globals;
-use crate::Result;
+use clap::{
+    ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+    value_parser,
+};
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Globals, output,
+    tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
+};
+use crate::{
+    Attention, Causal, DType, Error, Gpu, Layout, Op, Result, Schedule, Softmax, Tensor, Tuning,
+    bench,
+    ops::{Args as OpArgs, Slot},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  foveate run attention --in qkv.safetensors --out o.safetensors --causal top-left --lse
+  foveate run attention --in q.npy k.npy v.npy --out o.npy --layout bshd --time 20
+  foveate run attention --tensor q=a.npy --tensor k=kv.safetensors:keys \\
+      --tensor v=kv.safetensors:values --out o.npy
+  foveate run softmax --in x.npy --out y.npy --axis 1 --log
+  foveate run --op '{\"attention\": {\"causal\": \"bottom_right\", \"scale\": 0.125}}' \\
+      --in qkv.safetensors --out o.safetensors
+  foveate run --op op.json --in x.npy --out y.npy
+
+The fields of an op in JSON are the flags of the command of its name:
+  {\"attention\": {\"causal\": \"none\" | \"top_left\" | \"bottom_right\", \"scale\": number,
+                 \"lse\": bool, \"layout\": \"bhsd\" | \"bshd\"}}
+  {\"softmax\": {\"axis\": number, \"log\": bool, \"scale\": number}}";
 
 /// Arguments of `foveate run`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+#[command(subcommand_negates_reqs = true, after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    named: Option<Named>,
+    /// The op in JSON, or a file that holds it (FILE or @FILE).
+    #[arg(long, value_name = "JSON|FILE", required = true)]
+    op: Option<String>,
+    #[command(flatten)]
+    job: Option<Job>,
+}
 
-pub(super) fn run(_args: &Args, _globals: &Globals) -> Result<ExitCode> {
-    Ok(ExitCode::FAILURE)
+#[derive(Debug, clap::Subcommand)]
+enum Named {
+    /// softmax(scale q k^T + bias, over the visible keys) v
+    ///
+    /// Takes the tensors q, k and v, [batch, heads, seq, dim] each, and where they are given: mask
+    /// (bool, true is visible) and bias, broadcast to [batch, heads, queries, keys], and kv_len
+    /// (whole numbers, [batch]). Writes o, and lse with --lse.
+    Attention {
+        #[command(flatten)]
+        settings: AttentionSettings,
+        #[command(flatten)]
+        job: Job,
+    },
+    /// Softmax or log-softmax along an axis
+    ///
+    /// Takes the tensor x (a .npy file may have any name) and writes y.
+    Softmax {
+        #[command(flatten)]
+        settings: SoftmaxSettings,
+        #[command(flatten)]
+        job: Job,
+    },
+}
+
+/// An op without its shapes, which come from the tensors.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Settings {
+    Attention(AttentionSettings),
+    Softmax(SoftmaxSettings),
+}
+
+#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+struct AttentionSettings {
+    /// Which keys a query sees by its place: j <= i (top-left), or j <= i + keys - queries
+    /// (bottom-right).
+    #[arg(long, default_value = "none", value_parser = causal_parser())]
+    causal: Causal,
+    /// Factor on q k^T. Default: 1 / sqrt(dim of q).
+    #[arg(long, allow_negative_numbers = true)]
+    scale: Option<f32>,
+    /// Also write the log-sum-exp of the scores, f32 [batch, heads, queries].
+    #[arg(long)]
+    lse: bool,
+    /// Order of the axes of q, k, v and o.
+    #[arg(long, value_enum, default_value_t)]
+    layout: AxisOrder,
+}
+
+#[derive(Debug, Clone, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+struct SoftmaxSettings {
+    /// The axis along which the weights sum to 1; negative ones count from the last.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    axis: i64,
+    /// Give the logarithm of the weights.
+    #[arg(long)]
+    log: bool,
+    /// Factor on x. Default: 1.
+    #[arg(long, allow_negative_numbers = true)]
+    scale: Option<f32>,
+}
+
+impl Default for SoftmaxSettings {
+    fn default() -> Self {
+        Self {
+            axis: -1,
+            log: false,
+            scale: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum AxisOrder {
+    /// [batch, heads, seq, dim]
+    #[default]
+    Bhsd,
+    /// [batch, seq, heads, dim]
+    Bshd,
+}
+
+impl AxisOrder {
+    /// From the order of the file to that of the op, or back.
+    fn exchange(self, layout: Layout) -> Layout {
+        match self {
+            Self::Bhsd => layout,
+            Self::Bshd => layout.transposed(1, 2),
+        }
+    }
+}
+
+fn causal_parser() -> impl TypedValueParser<Value = Causal> {
+    PossibleValuesParser::new([
+        PossibleValue::new("none"),
+        PossibleValue::new("top-left").alias("top_left"),
+        PossibleValue::new("bottom-right").alias("bottom_right"),
+    ])
+    .map(|name| match name.as_str() {
+        "top-left" | "top_left" => Causal::TopLeft,
+        "bottom-right" | "bottom_right" => Causal::BottomRight,
+        _ => Causal::None,
+    })
+}
+
+/// What to compute an op on, and how.
+#[derive(Debug, Clone, clap::Args)]
+struct Job {
+    /// Files with the op's tensors: .safetensors by their names in the file, .npy by the name of
+    /// the file (q.npy is q).
+    #[arg(long = "in", value_name = "FILE", num_args = 1..)]
+    inputs: Vec<PathBuf>,
+    /// One tensor: SLOT=FILE.npy, SLOT=FILE.safetensors or SLOT=FILE.safetensors:NAME.
+    #[arg(long = "tensor", value_name = "SLOT=FILE[:NAME]", value_parser = parse_source)]
+    tensors: Vec<Source>,
+    /// Where to write: .safetensors, or .npy when there is one output.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// How the device stores numbers, and the type written. Sums are f32 either way.
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Storage,
+    /// Fix the schedule of attention, instead of letting the plan choose.
+    #[arg(long, value_enum)]
+    schedule: Option<AttentionSchedule>,
+    /// Also time this many runs.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    time: Option<u32>,
+    /// Print the plan: the schedule, why it was chosen, and the dispatches.
+    #[arg(long)]
+    explain: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Storage {
+    #[default]
+    F32,
+    F16,
+}
+
+impl From<Storage> for DType {
+    fn from(storage: Storage) -> Self {
+        match storage {
+            Storage::F32 => Self::F32,
+            Storage::F16 => Self::F16,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AttentionSchedule {
+    Subgroup,
+    Tile,
+}
+
+/// Where a tensor comes from.
+#[derive(Debug, Clone)]
+struct Source {
+    slot: String,
+    path: PathBuf,
+    name: String,
+}
+
+fn parse_source(text: &str) -> Result<Source, String> {
+    let (slot, file) = text
+        .split_once('=')
+        .ok_or("write SLOT=FILE, for example q=q.npy")?;
+    // Only what follows the extension is a name: paths may hold colons.
+    const MARK: &str = ".safetensors:";
+    let (path, name) = match file.rfind(MARK) {
+        Some(at) => (
+            &file[..at + MARK.len() - 1],
+            file[at + MARK.len()..].to_owned(),
+        ),
+        None => (file, slot.to_owned()),
+    };
+    Ok(Source {
+        slot: slot.to_owned(),
+        path: path.into(),
+        name,
+    })
+}
+
+/// The figures that `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    adapter: &'a str,
+    backend: String,
+    op: &'a Op,
+    schedule: Schedule,
+    scratch_bytes: u64,
+    out: String,
+    outputs: Vec<Written>,
+    /// What was converted or left out on the way.
+    notes: &'a [String],
+    timing: Option<bench::Timing>,
+    gflops: Option<f64>,
+    gbps: Option<f64>,
+    plan: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Written {
+    name: &'static str,
+    dtype: DType,
+    shape: Vec<u64>,
+}
+
+pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
+    let (settings, job, op_file) = args.parse()?;
+    check_out(&settings, job, op_file.as_deref())?;
+    let mut notes = Vec::new();
+    let inputs = settings.read_inputs(job, &mut notes)?;
+    for note in &notes {
+        output::note(note);
+    }
+    let op = settings.op(&inputs, job.dtype.into())?;
+    op.check()?;
+    let task = Task {
+        settings,
+        op,
+        inputs,
+        notes,
+    };
+    task.compute(job, globals)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    /// The op, what to do with it, and the file that it was read from.
+    fn parse(&self) -> Result<(Settings, &Job, Option<PathBuf>)> {
+        match (&self.named, &self.op, &self.job) {
+            (Some(_), Some(_), _) => Err(Error::invalid(
+                "--op",
+                "is given beside the name of an op",
+                "leave one of them out",
+            )),
+            (Some(Named::Attention { settings, job }), None, _) => {
+                Ok((Settings::Attention(settings.clone()), job, None))
+            }
+            (Some(Named::Softmax { settings, job }), None, _) => {
+                Ok((Settings::Softmax(settings.clone()), job, None))
+            }
+            (None, Some(op), Some(job)) => {
+                let (settings, file) = parse_op(op)?;
+                Ok((settings, job, file))
+            }
+            _ => Err(Error::invalid(
+                "--op",
+                "no op is given",
+                "name one, or describe it in JSON; see foveate run --help",
+            )),
+        }
+    }
+}
+
+/// An op in JSON, from the argument itself or from a file, and that file.
+fn parse_op(text: &str) -> Result<(Settings, Option<PathBuf>)> {
+    let file = (!text.trim_start().starts_with('{'))
+        .then(|| PathBuf::from(text.strip_prefix('@').unwrap_or(text)));
+    let json = match &file {
+        None => text.to_owned(),
+        Some(path) => fs::read_to_string(path).map_err(|error| {
+            Error::file(
+                path,
+                format!("{error}; --op takes JSON that starts with {{, or a file that holds it"),
+            )
+        })?,
+    };
+    let settings = serde_json::from_str(&json).map_err(|error| {
+        let place = match &file {
+            None => String::new(),
+            Some(path) => format!("{}: ", path.display()),
+        };
+        Error::invalid(
+            "--op",
+            format!("{place}{error}"),
+            "foveate run --help lists the ops and their fields",
+        )
+    })?;
+    Ok((settings, file))
+}
+
+/// Checks the output file before any work is done.
+fn check_out(settings: &Settings, job: &Job, op_file: Option<&Path>) -> Result<()> {
+    let names = settings.outputs();
+    if Format::of(&job.out)? == Format::Npy && names.len() > 1 {
+        return Err(Error::invalid(
+            "--out",
+            format!(
+                "{} holds one tensor, and the op gives {}",
+                job.out.display(),
+                names.join(" and ")
+            ),
+            "write a .safetensors file",
+        ));
+    }
+    // A file that cannot be resolved is not there yet.
+    let Ok(out) = job.out.canonicalize() else {
+        return Ok(());
+    };
+    let mut read = job.inputs.iter().map(PathBuf::as_path).chain(op_file);
+    let mut sources = job.tensors.iter().map(|source| source.path.as_path());
+    let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == out);
+    if read.any(same) || sources.any(same) {
+        return Err(Error::invalid(
+            "--out",
+            format!("{} is an input", job.out.display()),
+            "write to another file",
+        ));
+    }
+    Ok(())
+}
+
+/// A tensor that was read for a slot.
+struct Input {
+    slot: Slot,
+    path: PathBuf,
+    tensor: FileTensor,
+}
+
+impl Settings {
+    /// What the op reads: the slots, and whether it needs them.
+    fn inputs(&self) -> &'static [(Slot, bool)] {
+        match self {
+            Self::Attention(_) => &[
+                (Slot::Q, true),
+                (Slot::K, true),
+                (Slot::V, true),
+                (Slot::Mask, false),
+                (Slot::Bias, false),
+                (Slot::KvLen, false),
+            ],
+            Self::Softmax(_) => &[(Slot::X, true)],
+        }
+    }
+
+    fn outputs(&self) -> &'static [&'static str] {
+        match self {
+            Self::Attention(AttentionSettings { lse: true, .. }) => &["o", "lse"],
+            Self::Attention(_) => &["o"],
+            Self::Softmax(_) => &["y"],
+        }
+    }
+
+    /// An output of the op as its file has it.
+    fn in_file(&self, slot: Slot, layout: Layout) -> Layout {
+        match self {
+            Self::Attention(settings) if slot == Slot::O => settings.layout.exchange(layout),
+            _ => layout,
+        }
+    }
+
+    /// Finds and reads the tensors of the op.
+    fn read_inputs(&self, job: &Job, notes: &mut Vec<String>) -> Result<Vec<Input>> {
+        let slots = self.inputs();
+        let mut found: Vec<Input> = Vec::new();
+        let mut add = |slot: Slot, path: &Path, tensor: FileTensor| {
+            if let Some(other) = found.iter().find(|other| other.slot == slot) {
+                return Err(Error::invalid(
+                    slot.name(),
+                    format!(
+                        "is given by {} and by {}",
+                        other.path.display(),
+                        path.display()
+                    ),
+                    "give it once",
+                ));
+            }
+            found.push(Input {
+                slot,
+                path: path.to_owned(),
+                tensor,
+            });
+            Ok(())
+        };
+        for source in &job.tensors {
+            let Some(&(slot, _)) = slots.iter().find(|(slot, _)| slot.name() == source.slot) else {
+                return Err(Error::invalid(
+                    "--tensor",
+                    format!("the op has no tensor `{}`", source.slot),
+                    format!("it takes {}", names(slots)),
+                ));
+            };
+            let tensor = TensorFile::open(&source.path)?.tensor(&source.name)?;
+            add(slot, &source.path, tensor)?;
+        }
+        for path in &job.inputs {
+            let file = TensorFile::open(path)?;
+            let mut ignored = Vec::new();
+            for name in file.names()? {
+                let named = slots.iter().find(|(slot, _)| slot.name() == name);
+                let only = match (file.format(), slots) {
+                    (Format::Npy, [only]) => Some(only),
+                    _ => None,
+                };
+                match named.or(only) {
+                    Some(&(slot, _)) => add(slot, path, file.tensor(&name)?)?,
+                    None => ignored.push(name),
+                }
+            }
+            if !ignored.is_empty() {
+                notes.push(format!(
+                    "{}: not used: {}; the op takes {}",
+                    path.display(),
+                    ignored.join(", "),
+                    names(slots)
+                ));
+            }
+        }
+        for &(slot, needed) in slots {
+            if needed && !found.iter().any(|input| input.slot == slot) {
+                return Err(Error::invalid(
+                    slot.name(),
+                    "no file has this tensor",
+                    format!(
+                        "name it so in a file given with --in, or add --tensor {slot}=FILE",
+                        slot = slot.name()
+                    ),
+                ));
+            }
+        }
+        let wanted = DType::from(job.dtype);
+        for input in &found {
+            let stored = input.tensor.stored.to_string();
+            if matches!(input.tensor.elements, Elements::Real(_)) && stored != wanted.to_string() {
+                notes.push(format!(
+                    "{}: {stored} in {}, converted to {wanted}",
+                    input.slot.name(),
+                    input.path.display()
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The op on these tensors.
+    fn op(&self, inputs: &[Input], dtype: DType) -> Result<Op> {
+        let layout = |slot: Slot| -> Result<Option<Layout>> {
+            let input = inputs.iter().find(|input| input.slot == slot);
+            input
+                .map(|input| {
+                    let dtype = input.device_type(dtype)?;
+                    Ok(Layout::new(dtype, input.tensor.shape.clone()))
+                })
+                .transpose()
+        };
+        // Every slot that is needed has been found.
+        let given = |slot: Slot| Ok(layout(slot)?.unwrap_or_else(|| Layout::new(dtype, [])));
+        match self {
+            Self::Softmax(settings) => {
+                let x = given(Slot::X)?;
+                let axis = axis(settings.axis, x.rank())?;
+                let mut op = Softmax::new(x, axis);
+                op.log = settings.log;
+                op.scale = settings.scale;
+                Ok(op.into())
+            }
+            Self::Attention(settings) => {
+                let seen = |layout| settings.layout.exchange(layout);
+                let mut op = Attention::new(
+                    seen(given(Slot::Q)?),
+                    seen(given(Slot::K)?),
+                    seen(given(Slot::V)?),
+                );
+                let shape_in_file = seen(op.o.clone()).shape;
+                op.o = seen(Layout::new(dtype, shape_in_file));
+                if settings.lse {
+                    op = op.with_lse();
+                }
+                op.causal = settings.causal;
+                op.scale = settings.scale;
+                op.mask = layout(Slot::Mask)?;
+                op.bias = layout(Slot::Bias)?;
+                op.kv_len = layout(Slot::KvLen)?;
+                Ok(op.into())
+            }
+        }
+    }
+}
+
+fn names(slots: &[(Slot, bool)]) -> String {
+    let names: Vec<_> = slots.iter().map(|(slot, _)| slot.name()).collect();
+    names.join(", ")
+}
+
+fn axis(axis: i64, rank: usize) -> Result<usize> {
+    let counted = if axis < 0 { axis + rank as i64 } else { axis };
+    usize::try_from(counted)
+        .ok()
+        .filter(|&axis| axis < rank)
+        .ok_or_else(|| {
+            Error::invalid(
+                "axis",
+                format!("{axis} of a tensor with {rank} axes"),
+                "count axes from 0, or from the last with -1",
+            )
+        })
+}
+
+impl Input {
+    /// How the device stores this tensor, when reals are stored as `reals`.
+    fn device_type(&self, reals: DType) -> Result<DType> {
+        let (dtype, want) = match (self.slot, &self.tensor.elements) {
+            (Slot::Mask, Elements::Bool(_)) => return Ok(DType::Bool),
+            (Slot::KvLen, Elements::Integer(_)) => return Ok(DType::U32),
+            (Slot::Mask, _) => (self.tensor.stored, "bool"),
+            (Slot::KvLen, _) => (self.tensor.stored, "i32, i64 or u32"),
+            (_, Elements::Real(_)) => return Ok(reals),
+            _ => (self.tensor.stored, "f32, f16, bf16 or f64"),
+        };
+        Err(self.wrong(format!("elements are {dtype}"), format!("give {want}")))
+    }
+
+    fn wrong(&self, found: String, remedy: impl Into<String>) -> Error {
+        let place = self.path.display();
+        Error::invalid(self.slot.name(), format!("{found} in {place}"), remedy)
+    }
+
+    /// Uploads the tensor, as the op's layout has it.
+    fn upload(&self, gpu: &Gpu, layout: &Layout) -> Result<Tensor> {
+        let shape = self.tensor.shape.clone();
+        let tensor = match &self.tensor.elements {
+            Elements::Bool(data) => gpu.upload_bool(data, shape)?,
+            Elements::Integer(data) => {
+                let lengths = data
+                    .iter()
+                    .map(|&length| {
+                        u32::try_from(length).map_err(|_| {
+                            self.wrong(format!("{length}"), "lengths are from 0 to 4294967295")
+                        })
+                    })
+                    .collect::<Result<Vec<u32>>>()?;
+                gpu.upload_u32(&lengths, shape)?
+            }
+            Elements::Real(data) => {
+                if layout.dtype == DType::F16 {
+                    self.check_f16(data)?;
+                }
+                gpu.upload_as(layout.dtype, data, shape)?
+            }
+        };
+        Ok(tensor.with_layout(layout.clone()))
+    }
+
+    fn check_f16(&self, data: &[f32]) -> Result<()> {
+        let infinite = |x: f32| half::f16::from_f32(x).is_infinite();
+        match data.iter().find(|x| x.is_finite() && infinite(**x)) {
+            None => Ok(()),
+            Some(x) => Err(self.wrong(
+                format!("{x} is past the range of f16"),
+                "use --dtype f32, or scale the tensor",
+            )),
+        }
+    }
+}
+
+/// An op on the tensors that were read for it.
+struct Task {
+    settings: Settings,
+    op: Op,
+    inputs: Vec<Input>,
+    notes: Vec<String>,
+}
+
+impl Task {
+    /// Plans, runs, writes and reports.
+    fn compute(&self, job: &Job, globals: &Globals) -> Result<()> {
+        let mut gpu = Gpu::open(globals.adapter.as_deref())?;
+        gpu.measure()?;
+        let tuning = Tuning {
+            schedule: job.schedule.map(|schedule| match schedule {
+                AttentionSchedule::Subgroup => Schedule::Subgroup,
+                AttentionSchedule::Tile => Schedule::Tile,
+            }),
+            ..Tuning::default()
+        };
+        let progress = ProgressBar::new_spinner();
+        progress.enable_steady_tick(Duration::from_millis(100));
+        progress.set_message("compiling");
+        let plan = gpu.engine().plan_with(&self.op, &tuning)?;
+        let tensors = self
+            .op
+            .tensors()
+            .into_iter()
+            .map(|(slot, layout)| {
+                let tensor = match self.inputs.iter().find(|input| input.slot == slot) {
+                    Some(input) => input.upload(&gpu, layout)?,
+                    None => gpu.allocate(layout.clone())?,
+                };
+                Ok((slot, tensor))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let views = tensors.iter().map(|(slot, tensor)| (*slot, tensor.view()));
+        let call = plan.bind(OpArgs(views.collect()))?;
+        progress.set_message("running");
+        gpu.run(&call)?;
+        let outputs = tensors
+            .iter()
+            .filter(|(slot, _)| slot.is_output())
+            .map(|(slot, tensor)| {
+                let layout = self.settings.in_file(*slot, tensor.layout().clone());
+                Ok(Output {
+                    name: slot.name(),
+                    dtype: layout.dtype,
+                    shape: layout.shape.clone(),
+                    data: gpu.download(&tensor.with_layout(layout))?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        tensor_file::write(&job.out, &outputs)?;
+        progress.set_message("timing");
+        let timing = job
+            .time
+            .map(|runs| bench::time(&gpu, std::slice::from_ref(&call), runs as usize))
+            .transpose()?;
+        progress.finish_and_clear();
+
+        let cost = bench::cost(&self.op);
+        let report = Report {
+            adapter: &gpu.info().name,
+            backend: gpu.info().backend.to_string(),
+            op: &self.op,
+            schedule: plan.outline().schedule,
+            scratch_bytes: plan.scratch_bytes(),
+            out: job.out.display().to_string(),
+            outputs: outputs
+                .into_iter()
+                .map(|output| Written {
+                    name: output.name,
+                    dtype: output.dtype,
+                    shape: output.shape,
+                })
+                .collect(),
+            notes: &self.notes,
+            timing,
+            gflops: timing.map(|timing| cost.gflops(timing.median())),
+            gbps: timing.map(|timing| cost.gbps(timing.median())),
+            plan: job.explain.then(|| plan.explain()),
+        };
+        if globals.json {
+            output::print_json(&report)
+        } else {
+            output::print(report.text())
+        }
+    }
+}
+
+impl Report<'_> {
+    fn text(&self) -> String {
+        let mut lines = vec![format!(
+            "{} through {}, schedule {}",
+            self.adapter, self.backend, self.schedule
+        )];
+        if let Some(plan) = &self.plan {
+            lines.push(plan.trim_end().to_owned());
+        }
+        if let Some(timing) = &self.timing {
+            let spread = |name: &str, spread: &bench::Spread| {
+                format!(
+                    "{name}: median {:.3} ms, p10 {:.3} ms, p90 {:.3} ms of {} runs",
+                    spread.median, spread.p10, spread.p90, spread.runs
+                )
+            };
+            lines.extend(timing.gpu.as_ref().map(|gpu| spread("GPU time", gpu)));
+            lines.push(spread("wall time", &timing.wall));
+        }
+        if let (Some(gflops), Some(gbps)) = (self.gflops, self.gbps) {
+            lines.push(format!("{gflops:.1} GFLOP/s, {gbps:.2} GB/s"));
+        }
+        for written in &self.outputs {
+            lines.push(format!(
+                "{}: {} {:?} in {}",
+                written.name, written.dtype, written.shape, self.out
+            ));
+        }
+        lines.join("\n")
+    }
 }
