@@ -2,12 +2,12 @@
 //
 // Formula:   CHAINS independent chains x = fma(x, a, b), STEPS of each per iteration.
 // Grid:      any; each invocation does iterations * CHAINS * STEPS multiply-adds.
-// Workgroup: 64 invocations.
+// Workgroup: WORKGROUP invocations. The best size differs by device.
 // Memory:    none, but for one result per workgroup that nothing can leave out.
 
 const CHAINS: u32 = 12u;
 const STEPS: u32 = 16u;
-const WORKGROUP: u32 = 64u;
+const WORKGROUP: u32 = 64u; //@variant
 
 struct Params {
     iterations: u32,

@@ -5,7 +5,8 @@
 // Workgroup: LANES neighbouring invocations share a row; LANES 1 serves rows that lie side by side.
 // Memory:    one (maximum, total) per invocation, unless the lanes are a subgroup.
 //
-// Three phases: READ and WRITE together do whole rows. For rows too long for that, a dispatch with
+// HELD rows fit the registers of their lanes (BLOCK units each) and are read once. Longer rows
+// are read twice, BLOCK units at a step. Three phases: READ and WRITE together do whole rows. For rows too long for that, a dispatch with
 // READ leaves (maximum, total) of each range in scratch, and one with WRITE adds them up.
 
 //@import grid
@@ -30,7 +31,7 @@ const WIDTH: u32 = 1u;
 
 const WORKGROUP: u32 = 64u; //@variant
 const LANES: u32 = 16u; //@variant
-const BLOCK: u32 = 4u;
+const BLOCK: u32 = 4u; //@variant
 
 @group(0) @binding(0) var<uniform> params: Params;
 //@if WRITE
@@ -88,6 +89,12 @@ fn weights(z: Unit, maximum: f32) -> Unit {
     return select(exp2((z - maximum) * LOG2_E), Unit(0.0), z <= Unit(HIDDEN));
 }
 
+// z - maximum - log total, minus infinity where z is hidden.
+fn log_weights(z: Unit, maximum: f32, total: f32) -> Unit {
+    let y = (z - maximum) - log2(total) * LN_2;
+    return select(y, Unit(params.minus_infinity), z <= Unit(HIDDEN));
+}
+
 // The sum of two partial results (maximum, total).
 fn merged(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
     let maximum = max(a.x, b.x);
@@ -100,7 +107,8 @@ fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
 //@if SUBGROUP_REDUCE
-    @builtin(subgroup_invocation_id) local: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
 //@else
     @builtin(local_invocation_index) local: u32,
 //@endif
@@ -110,8 +118,12 @@ fn main(
         return;
     }
     let split = number % params.splits;
+//@if SUBGROUP_REDUCE
+    let row = number / params.splits * (WORKGROUP / LANES) + subgroup;
+//@else
     let row = number / params.splits * (WORKGROUP / LANES) + local / LANES;
     let lane = local % LANES;
+//@endif
     let exists = row < params.rows;
     let x_row = x_start(min(row, params.rows - 1u), params);
     let begin = split * params.split_length / WIDTH;
@@ -119,15 +131,36 @@ fn main(
 
     var maximum = HIDDEN;
     var total = 0.0;
+//@if HELD
+    var held: array<Unit, BLOCK>;
+    //@unroll
+    for (var b = 0u; b < BLOCK; b++) {
+        // Units past the end are read as the last one and hidden.
+        let unit = lane + b * LANES;
+        held[b] = select(Unit(FLOOR), load(x_row, min(unit, end - 1u)), unit < end);
+        maximum = max(maximum, highest_of(held[b]));
+    }
+    var sum = Unit(0.0);
+    //@unroll
+    for (var b = 0u; b < BLOCK; b++) {
+//@if LOG
+        sum += weights(held[b], maximum);
+//@else
+        held[b] = weights(held[b], maximum);
+        sum += held[b];
+//@endif
+    }
+    total = sum_of(sum);
+    let own_maximum = maximum;
+//@else
 //@if READ
-    for (var n = begin + lane; n < end; n += LANES * BLOCK) {
+    var n = begin + lane;
+    for (; n + (BLOCK - 1u) * LANES < end; n += LANES * BLOCK) {
         var z: array<Unit, BLOCK>;
         var highest = maximum;
         //@unroll
         for (var b = 0u; b < BLOCK; b++) {
-            // Units past the end are read as the last one and hidden.
-            let unit = n + b * LANES;
-            z[b] = select(Unit(FLOOR), load(x_row, min(unit, end - 1u)), unit < end);
+            z[b] = load(x_row, n + b * LANES);
             highest = max(highest, highest_of(z[b]));
         }
         var sum = Unit(0.0);
@@ -138,6 +171,15 @@ fn main(
         total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(sum));
         maximum = highest;
     }
+    for (; n < end; n += LANES) {
+        let z = load(x_row, n);
+        let highest = max(maximum, highest_of(z));
+        total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(weights(z, highest)));
+        maximum = highest;
+    }
+//@endif
+//@endif
+//@if READ
 //@if SHARED
     partial[local] = vec2<f32>(maximum, total);
     for (var step = LANES / 2u; step > 0u; step /= 2u) {
@@ -174,21 +216,34 @@ fn main(
 
 //@if WRITE
     let y_row = y_start(min(row, params.rows - 1u), params);
-//@if LOG
-    let log_total = log2(total) * LN_2;
-//@else
-    let inverse = reciprocal(total);
-//@endif
     if (exists) {
+//@if HELD
+        // The weights are relative to this lane's own maximum.
+        let factor = exp2((own_maximum - maximum) * LOG2_E) * reciprocal(total);
+        //@unroll
+        for (var b = 0u; b < BLOCK; b++) {
+            let n = lane + b * LANES;
+            if (n < end) {
+                let place = (y_row + n * WIDTH * params.y_element) / WIDTH;
+//@if LOG
+                y[place] = Stored(log_weights(held[b], maximum, total));
+//@else
+                y[place] = Stored(held[b] * factor);
+//@endif
+            }
+        }
+//@else
+        let inverse = reciprocal(total);
         for (var n = begin + lane; n < end; n += LANES) {
             let z = load(x_row, n);
             let place = (y_row + n * WIDTH * params.y_element) / WIDTH;
 //@if LOG
-            y[place] = Stored(select((z - maximum) - log_total, Unit(params.minus_infinity), z <= Unit(HIDDEN)));
+            y[place] = Stored(log_weights(z, maximum, total));
 //@else
             y[place] = Stored(weights(z, maximum) * inverse);
 //@endif
         }
+//@endif
     }
 //@endif
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::time;
 use crate::{
     DType, Gpu, Result, Tensor,
-    kernels::{Kernel, ceiling_fma, ceiling_stream},
+    kernels::{ceiling_fma, ceiling_stream},
     ops::Slot,
 };
 
@@ -20,25 +20,44 @@ pub struct Ceilings {
     pub copy_gbps: f64,
 }
 
-/// Measures the ceilings: medians of `runs`, over buffers well past any cache.
+/// Measures the ceilings: the best of a few workgroup sizes, each a median of `runs`, over buffers
+/// well past any cache.
 ///
 /// # Errors
 /// [`crate::Error::Device`] when a launch fails.
 pub fn ceilings(gpu: &Gpu, runs: usize) -> Result<Ceilings> {
-    let (read_gbps, copy_gbps) = stream(gpu, runs)?;
-    Ok(Ceilings {
-        fma_gflops: fma(gpu, runs)?,
-        read_gbps,
-        copy_gbps,
-    })
+    let sizes = WORKGROUPS
+        .into_iter()
+        .filter(|&size| size <= gpu.engine().caps().max_invocations);
+    let mut best = Ceilings {
+        fma_gflops: 0.0,
+        read_gbps: 0.0,
+        copy_gbps: 0.0,
+    };
+    // As large as one binding may be, within reason: caches are smaller.
+    let bytes = gpu.engine().caps().max_binding_bytes.min(512 << 20);
+    let x = gpu.empty(DType::F32, [bytes / 4])?;
+    let y = gpu.empty(DType::F32, [bytes / 4])?;
+    for workgroup in sizes {
+        best.fma_gflops = best.fma_gflops.max(fma(gpu, workgroup, runs)?);
+        let stream = |copy| stream(gpu, workgroup, copy, (&x, &y), runs);
+        best.read_gbps = best.read_gbps.max(stream(false)?);
+        best.copy_gbps = best.copy_gbps.max(stream(true)?);
+    }
+    Ok(best)
 }
 
-/// How long a ceiling kernel should run at least, in ms, for launches not to count.
+/// Workgroup sizes tried: hardware wants few, software many invocations per launch.
+const WORKGROUPS: [u32; 3] = [64, 256, 1024];
+/// How long the multiply-adds should run at least, in ms, for the launch not to count.
 const LEAST_MS: f64 = 20.0;
 /// The most that one launch may loop; see [`crate::Caps::loop_budget`].
 const MOST_ITERATIONS: u32 = 32_768;
+/// The most workgroups of one launch.
+const MOST_WORKGROUPS: u32 = 1 << 14;
 
-fn fma(gpu: &Gpu, runs: usize) -> Result<f64> {
+/// GFLOP/s of multiply-adds.
+fn fma(gpu: &Gpu, workgroup: u32, runs: usize) -> Result<f64> {
     let mut workgroups = 256u32;
     let mut iterations = 512u32;
     // Grow the work until a launch takes long enough to time.
@@ -49,21 +68,19 @@ fn fma(gpu: &Gpu, runs: usize) -> Result<f64> {
             a: 0.999,
             b: 0.001,
         };
-        let call = gpu.engine().single(
-            ceiling_fma::Variant {}.into(),
+        let call = [gpu.engine().single(
+            ceiling_fma::Variant { workgroup }.into(),
             &params.bytes(),
             [workgroups, 1, 1],
             &[(Slot::Y, y.buffer())],
-        )?;
-        let operations = ceiling_fma::OPERATIONS as f64
-            * f64::from(iterations)
-            * f64::from(workgroups)
-            * f64::from(ceiling_fma::WORKGROUP);
-        let calls = [call];
-        let ms = time(gpu, &calls, 1)?.median();
-        if ms >= LEAST_MS || (iterations == MOST_ITERATIONS && workgroups >= 1 << 14) {
-            let ms = time(gpu, &calls, runs)?.median();
-            return Ok(operations / ms / 1e6);
+        )?];
+        let largest = iterations == MOST_ITERATIONS && workgroups == MOST_WORKGROUPS;
+        if largest || time(gpu, &call, 1)?.median() >= LEAST_MS {
+            let operations = ceiling_fma::OPERATIONS as f64
+                * f64::from(iterations)
+                * f64::from(workgroups)
+                * f64::from(workgroup);
+            return Ok(operations / time(gpu, &call, runs)?.median() / 1e6);
         }
         if iterations < MOST_ITERATIONS {
             iterations *= 2;
@@ -73,30 +90,27 @@ fn fma(gpu: &Gpu, runs: usize) -> Result<f64> {
     }
 }
 
-fn stream(gpu: &Gpu, runs: usize) -> Result<(f64, f64)> {
-    // As large as one binding may be, within reason: caches are smaller.
-    let bytes = gpu.engine().caps().max_binding_bytes.min(512 << 20);
-    let vectors = bytes / 16 / ceiling_stream::VECTORS * ceiling_stream::VECTORS;
-    let x = gpu.empty(DType::F32, [vectors * 4])?;
-    let y = gpu.empty(DType::F32, [vectors * 4])?;
-    let rate = |copy: bool, y: &Tensor, bytes: u64| -> Result<f64> {
-        let kernel: Kernel = ceiling_stream::Variant { copy }.into();
-        let params = ceiling_stream::Params {
-            vectors: vectors as u32,
-        };
-        let workgroups = vectors / ceiling_stream::VECTORS;
-        let side = workgroups.min(65_535);
-        let grid = [side as u32, workgroups.div_ceil(side) as u32, 1];
-        let call = gpu.engine().single(
-            kernel,
-            &params.bytes(),
-            grid,
-            &[(Slot::X, x.buffer()), (Slot::Y, y.buffer())],
-        )?;
-        let ms = time(gpu, &[call], runs)?.median();
-        Ok(bytes as f64 / ms / 1e6)
-    };
-    let read = rate(false, &y, vectors * 16)?;
-    let copy = rate(true, &y, vectors * 32)?;
-    Ok((read, copy))
+/// GB/s through two buffers of the same size, or through the first alone.
+fn stream(
+    gpu: &Gpu,
+    workgroup: u32,
+    copy: bool,
+    (x, y): (&Tensor, &Tensor),
+    runs: usize,
+) -> Result<f64> {
+    let per_group = ceiling_stream::LOADS * u64::from(workgroup);
+    let side = u64::from(gpu.engine().caps().max_workgroups);
+    let groups = (x.layout().elements() / 4 / per_group).min(side * side);
+    let wide = groups.min(side);
+    let call = gpu.engine().single(
+        ceiling_stream::Variant { copy, workgroup }.into(),
+        &ceiling_stream::Params {
+            groups: groups as u32,
+        }
+        .bytes(),
+        [wide as u32, groups.div_ceil(wide) as u32, 1],
+        &[(Slot::X, x.buffer()), (Slot::Y, y.buffer())],
+    )?;
+    let bytes = groups * per_group * 16 * if copy { 2 } else { 1 };
+    Ok(bytes as f64 / time(gpu, &[call], runs)?.median() / 1e6)
 }

@@ -3,7 +3,9 @@
 mod ceilings;
 mod cost;
 mod timing;
+mod workload;
 
 pub use ceilings::{Ceilings, ceilings};
 pub use cost::{Cost, cost};
 pub use timing::{Spread, Timing, time};
+pub use workload::{Row, Workload};

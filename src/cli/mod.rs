@@ -6,9 +6,11 @@ mod info;
 mod run;
 mod verify;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+
+use crate::{Error, Result};
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
@@ -72,4 +74,31 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A progress bar on stderr; hidden where nobody looks.
+fn progress(steps: u64, globals: &Globals) -> indicatif::ProgressBar {
+    if globals.json {
+        return indicatif::ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
+        .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+    indicatif::ProgressBar::new(steps).with_style(style)
+}
+
+/// Prints text and a line break. A reader that has gone away is no error.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::file("standard output", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as one line of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text =
+        serde_json::to_string(value).map_err(|error| Error::file("standard output", error))?;
+    print(&text)
 }

@@ -5,21 +5,25 @@ use serde::{Deserialize, Serialize};
 use super::params;
 use crate::{caps::Caps, shader::Constants};
 
-/// Invocations per workgroup.
-pub const WORKGROUP: u32 = 64;
 /// Floating-point operations of an invocation per iteration: 12 chains of 16 multiply-adds.
 pub const OPERATIONS: u64 = 12 * 16 * 2;
 
-/// The only variant.
+/// A variant of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Variant {}
+pub struct Variant {
+    /// Invocations per workgroup.
+    pub workgroup: u32,
+}
 
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
-        Vec::new()
+        vec![("WORKGROUP", self.workgroup)]
     }
 
-    fn supports(&self, _: &Caps) -> Result<(), String> {
+    fn supports(&self, caps: &Caps) -> Result<(), String> {
+        if self.workgroup > caps.max_invocations {
+            return Err(format!("{} invocations per workgroup", self.workgroup));
+        }
         Ok(())
     }
 }

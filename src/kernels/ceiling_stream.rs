@@ -5,29 +5,32 @@ use serde::{Deserialize, Serialize};
 use super::params;
 use crate::{caps::Caps, shader::Constants};
 
-/// Vectors of four f32 per workgroup: 64 invocations, 16 loads each.
-pub const VECTORS: u64 = 64 * 16;
-/// Invocations per workgroup.
-pub const WORKGROUP: u64 = 64;
+/// Vectors of four f32 per invocation.
+pub const LOADS: u64 = 16;
 
 /// A variant of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Variant {
     /// Copy instead of read.
     pub copy: bool,
+    /// Invocations per workgroup.
+    pub workgroup: u32,
 }
 
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
-        vec![("COPY", self.copy.into())]
+        vec![("COPY", self.copy.into()), ("WORKGROUP", self.workgroup)]
     }
 
-    fn supports(&self, _: &Caps) -> Result<(), String> {
+    fn supports(&self, caps: &Caps) -> Result<(), String> {
+        if self.workgroup > caps.max_invocations {
+            return Err(format!("{} invocations per workgroup", self.workgroup));
+        }
         Ok(())
     }
 }
 
 params! {
     /// Parameters of the streaming measurement.
-    Params { vectors: u32 }
+    Params { groups: u32 }
 }

@@ -25,7 +25,7 @@ pub enum Reduction {
     None,
     /// A tree in workgroup memory.
     Workgroup,
-    /// Subgroup operations; the workgroup is one subgroup and one row.
+    /// Subgroup operations: each subgroup has a row.
     Subgroup,
 }
 
@@ -38,6 +38,10 @@ pub struct Variant {
     pub lanes: u32,
     /// How they put their results together.
     pub reduction: Reduction,
+    /// Vectors, or elements, that a lane reads per step; all that it has, when held.
+    pub block: u32,
+    /// Whether a row fits the registers of its lanes, so that it is read once.
+    pub held: bool,
     /// What it does.
     pub phase: Phase,
     /// f16 storage.
@@ -57,6 +61,8 @@ impl super::Variant for Variant {
         vec![
             ("WORKGROUP", self.workgroup),
             ("LANES", self.lanes),
+            ("BLOCK", self.block),
+            ("HELD", (self.held && self.phase == Phase::Whole).into()),
             ("F16", self.f16.into()),
             ("VEC4", self.vec4.into()),
             ("IN_PLACE", self.in_place.into()),
@@ -82,8 +88,8 @@ impl super::Variant for Variant {
                 self.workgroup, caps.max_invocations
             ));
         }
-        if self.reduction == Reduction::Subgroup && caps.fixed_subgroup() != Some(self.workgroup) {
-            return Err(format!("subgroups do not have {} lanes", self.workgroup));
+        if self.reduction == Reduction::Subgroup && caps.fixed_subgroup() != Some(self.lanes) {
+            return Err(format!("subgroups do not have {} lanes", self.lanes));
         }
         Ok(())
     }

@@ -19,8 +19,12 @@ const ELEMENT: usize = 3;
 const WANTED_WORKGROUPS: u64 = 64;
 /// ... but no range is shorter than this.
 const LEAST_RANGE: u64 = 16_384;
-/// Vectors, or elements, that a lane reads per step; a test ties it to the WGSL.
+/// Vectors, or elements, that a lane reads per step.
 const BLOCK: u64 = 4;
+/// Largest subgroup of a device that runs on CPU vectors.
+const SOFTWARE_SUBGROUP: u32 = 8;
+/// Vectors, or elements, that a lane may hold of a row, so that it is read once.
+const MOST_HELD: u64 = 16;
 
 /// The rows of a tensor pair: up to three axes of rows, and the axis of elements.
 struct Rows {
@@ -280,25 +284,36 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
     let units = length / if vec4 { 4 } else { 1 };
     let side_by_side = rows.x[ELEMENT] != 1 && rows.lens[2] >= 8 && rows.x[2] < rows.x[ELEMENT];
     let subgroup = caps.fixed_subgroup().unwrap_or(0);
-    let most = u64::from(prev_power_of_two(caps.max_invocations.min(256)));
-    let wanted = small(prev_power_of_two_64((units / BLOCK).clamp(1, most)));
-    let (lanes, workgroup, reduction, sharing) = if side_by_side {
+    let most = prev_power_of_two(caps.max_invocations.min(256).into());
+    // Enough lanes to hold the row; few enough that each has some work.
+    let wanted = units
+        .div_ceil(MOST_HELD)
+        .next_power_of_two()
+        .max(prev_power_of_two((units / BLOCK).clamp(1, 32)))
+        .min(most);
+    // Subgroups this small belong to software devices, where workgroup memory is slow.
+    let software = (2..=SOFTWARE_SUBGROUP).contains(&subgroup);
+    let (lanes, reduction, sharing) = if side_by_side {
         let sharing = "rows lie side by side, so each invocation takes one";
-        (1, 64, Reduction::None, sharing.to_owned())
-    } else if subgroup > 1 && wanted >= subgroup && (subgroup <= 8 || wanted < 4 * subgroup) {
-        let sharing = format!("a subgroup of {subgroup} per row");
-        (subgroup, subgroup, Reduction::Subgroup, sharing)
-    } else if wanted == 1 || (2..=8).contains(&subgroup) {
+        (1, Reduction::None, sharing.to_owned())
+    } else if subgroup > 1 && units >= subgroup.into() && (software || wanted <= subgroup.into()) {
+        let sharing = format!("a subgroup of {subgroup} invocations per row");
+        (subgroup, Reduction::Subgroup, sharing)
+    } else if wanted == 1 || software {
         let sharing = "short rows: one invocation each";
-        (1, 64, Reduction::None, sharing.to_owned())
+        (1, Reduction::None, sharing.to_owned())
     } else {
         let sharing = format!("{wanted} invocations per row, joined in workgroup memory");
-        (wanted, wanted.max(64), Reduction::Workgroup, sharing)
+        (small(wanted), Reduction::Workgroup, sharing)
     };
+    let share = units.div_ceil(lanes.into());
+    let held = share <= MOST_HELD;
     let variant = Variant {
-        workgroup: workgroup.min(prev_power_of_two(caps.max_invocations)),
+        workgroup: lanes.max(64.min(small(most))),
         lanes,
         reduction,
+        block: small(if held { share } else { BLOCK }),
+        held,
         phase: Phase::Whole,
         f16: op.x.dtype == DType::F16,
         vec4,
@@ -308,11 +323,7 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
     Ok((variant, sharing))
 }
 
-fn prev_power_of_two(number: u32) -> u32 {
-    1 << number.max(1).ilog2()
-}
-
-fn prev_power_of_two_64(number: u64) -> u64 {
+fn prev_power_of_two(number: u64) -> u64 {
     1 << number.max(1).ilog2()
 }
 

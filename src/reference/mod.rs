@@ -35,3 +35,23 @@ pub fn error(x: &[f32], reference: &[f64]) -> f64 {
     }
     if rms > 0.0 { worst / rms } else { worst }
 }
+
+/// `count` numbers that look like a standard normal sample, the same for the same seed: inputs for
+/// checks and measurements.
+pub fn noise(seed: u64, count: usize) -> Vec<f32> {
+    // SplitMix64 (Steele et al., 2014), then Box-Muller.
+    let mut state = seed;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    (0..count)
+        .map(|_| {
+            let radius = (-2.0 * (1.0 - uniform()).ln()).sqrt();
+            (radius * (std::f64::consts::TAU * uniform()).cos()) as f32
+        })
+        .collect()
+}

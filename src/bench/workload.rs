@@ -1,0 +1,339 @@
+//! Workloads: an op on a shape, with inputs of its own and a reference to check against.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ceilings, Timing, cost, time};
+use crate::{
+    Attention, AttentionArgs, Causal, DType, Error, Gpu, Layout, Op, Plan, Result, Softmax,
+    SoftmaxArgs, Tensor, Tuning,
+    ops::Args,
+    reference::{self, AttentionInputs},
+};
+
+/// An op on a shape, as the files of workloads say it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Workload {
+    /// Softmax attention.
+    Attention {
+        /// What the row is called.
+        name: String,
+        /// Batch entries.
+        #[serde(default = "one")]
+        batch: u64,
+        /// Query heads.
+        q_heads: u64,
+        /// KV heads.
+        kv_heads: u64,
+        /// Queries.
+        q_len: u64,
+        /// Keys.
+        kv_len: u64,
+        /// Dims of q and k.
+        head_dim: u64,
+        /// Dims of v and o; `head_dim` when absent.
+        #[serde(default)]
+        value_dim: Option<u64>,
+        /// Causal masking.
+        #[serde(default)]
+        causal: Causal,
+        /// Storage.
+        #[serde(default = "f32")]
+        dtype: DType,
+    },
+    /// Row softmax.
+    Softmax {
+        /// What the row is called.
+        name: String,
+        /// Shape of the tensor.
+        shape: Vec<u64>,
+        /// Axis of the rows.
+        axis: usize,
+        /// Whether to return the logarithm.
+        #[serde(default)]
+        log: bool,
+        /// Storage.
+        #[serde(default = "f32")]
+        dtype: DType,
+    },
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn f32() -> DType {
+    DType::F32
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    workload: Vec<Workload>,
+}
+
+/// One row of a benchmark.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// What the workload is called.
+    pub workload: String,
+    /// The op and its shape, in words.
+    pub shape: String,
+    /// The schedule chosen.
+    pub schedule: String,
+    /// Median that counts: GPU time where the device has timestamps, else wall time.
+    pub median_ms: f64,
+    /// Both clocks, with their spread.
+    pub timing: Timing,
+    /// GFLOP/s.
+    pub gflops: f64,
+    /// GB/s, each input read once and each output written once.
+    pub gbps: f64,
+    /// Share of the lower roofline.
+    pub ceiling_share: f64,
+    /// `max |o - reference| / RMS(reference)` against f64.
+    pub err: f64,
+    /// Scratch.
+    pub scratch_bytes: u64,
+}
+
+impl Workload {
+    /// Reads a TOML file of workloads.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the place in the text.
+    pub fn parse(text: &str) -> Result<Vec<Self>> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            Error::invalid(
+                "shapes",
+                error.to_string(),
+                "write it as benches/shapes.toml",
+            )
+        })?;
+        Ok(file.workload)
+    }
+
+    /// What the row is called.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Attention { name, .. } | Self::Softmax { name, .. } => name,
+        }
+    }
+
+    /// The op on contiguous tensors.
+    pub fn op(&self) -> Op {
+        match self {
+            Self::Attention {
+                batch,
+                q_heads,
+                kv_heads,
+                q_len,
+                kv_len,
+                head_dim,
+                value_dim,
+                causal,
+                dtype,
+                ..
+            } => Attention::new(
+                Layout::new(*dtype, [*batch, *q_heads, *q_len, *head_dim]),
+                Layout::new(*dtype, [*batch, *kv_heads, *kv_len, *head_dim]),
+                Layout::new(
+                    *dtype,
+                    [*batch, *kv_heads, *kv_len, value_dim.unwrap_or(*head_dim)],
+                ),
+            )
+            .causal(*causal)
+            .into(),
+            Self::Softmax {
+                shape,
+                axis,
+                log,
+                dtype,
+                ..
+            } => {
+                let op = Softmax::new(Layout::new(*dtype, shape.clone()), *axis);
+                if *log { op.log().into() } else { op.into() }
+            }
+        }
+    }
+
+    /// Times the workload on a device and checks its result.
+    ///
+    /// # Errors
+    /// As planning, binding and running have them.
+    pub fn measure(
+        &self,
+        gpu: &Gpu,
+        tuning: &Tuning,
+        ceilings: &Ceilings,
+        runs: usize,
+    ) -> Result<Row> {
+        let op = self.op();
+        let plan = gpu.engine().plan_with(&op, tuning)?;
+        let cost = cost(&op);
+        // Sets of tensors in turn, so that none is still in a cache.
+        let sets = ((PAST_CACHES / cost.bytes) as usize).clamp(1, MOST_SETS);
+        let sets = (0..sets as u64)
+            .map(|seed| Set::new(gpu, &op, seed))
+            .collect::<Result<Vec<_>>>()?;
+        let calls = sets
+            .iter()
+            .map(|set| set.bind(&plan))
+            .collect::<Result<Vec<_>>>()?;
+        let timing = time(gpu, &calls, runs)?;
+        // Every set was run in the timed loop or just before; the last one is looked at.
+        let err = match sets.last() {
+            Some(set) => set.error(gpu, &op)?,
+            None => f64::INFINITY,
+        };
+        let ms = timing.median();
+        Ok(Row {
+            workload: self.name().into(),
+            shape: self.describe(),
+            schedule: plan.outline().schedule.to_string(),
+            median_ms: ms,
+            timing,
+            gflops: cost.gflops(ms),
+            gbps: cost.gbps(ms),
+            ceiling_share: cost.share(ms, ceilings),
+            err,
+            scratch_bytes: plan.scratch_bytes(),
+        })
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Attention {
+                batch,
+                q_heads,
+                kv_heads,
+                q_len,
+                kv_len,
+                head_dim,
+                value_dim,
+                causal,
+                dtype,
+                ..
+            } => {
+                let heads = if q_heads == kv_heads {
+                    q_heads.to_string()
+                } else {
+                    format!("{q_heads}/{kv_heads}")
+                };
+                let dims = match value_dim {
+                    Some(value_dim) => format!("{head_dim}/{value_dim}"),
+                    None => head_dim.to_string(),
+                };
+                let causal = match causal {
+                    Causal::None => "",
+                    Causal::TopLeft => " causal",
+                    Causal::BottomRight => " causal (bottom-right)",
+                };
+                format!("attention {dtype} [{batch}, {heads}, {q_len} x {kv_len}, {dims}]{causal}")
+            }
+            Self::Softmax {
+                shape,
+                axis,
+                log,
+                dtype,
+                ..
+            } => {
+                let log = if *log { "log_" } else { "" };
+                format!("{log}softmax {dtype} {shape:?} axis {axis}")
+            }
+        }
+    }
+}
+
+/// Bytes past which sets of tensors do not fit a cache together.
+const PAST_CACHES: f64 = 256e6;
+const MOST_SETS: usize = 8;
+
+/// The tensors of one call: inputs by their place in the op, and the output.
+struct Set {
+    inputs: Vec<(Vec<f32>, Tensor)>,
+    output: Tensor,
+}
+
+impl Set {
+    fn new(gpu: &Gpu, op: &Op, seed: u64) -> Result<Self> {
+        let (inputs, output) = match op {
+            Op::Attention(op) => (vec![&op.q, &op.k, &op.v], &op.o),
+            Op::Softmax(op) => (vec![&op.x], &op.y),
+        };
+        let inputs = inputs
+            .into_iter()
+            .enumerate()
+            .map(|(place, layout)| {
+                let seed = seed * 16 + place as u64;
+                let mut data = reference::noise(seed, layout.elements() as usize);
+                if layout.dtype == DType::F16 {
+                    for x in &mut data {
+                        *x = half::f16::from_f32(*x).to_f32();
+                    }
+                }
+                let tensor = gpu.upload_as(layout.dtype, &data, layout.shape.clone())?;
+                Ok((data, tensor))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            inputs,
+            output: gpu.allocate(output.clone())?,
+        })
+    }
+
+    fn bind(&self, plan: &Plan) -> Result<crate::Call> {
+        let views: Vec<_> = self
+            .inputs
+            .iter()
+            .map(|(_, tensor)| tensor.view())
+            .collect();
+        let out = self.output.view();
+        let args: Args<'_> = match views.as_slice() {
+            [q, k, v] => AttentionArgs::new(q.clone(), k.clone(), v.clone(), out).into(),
+            views => SoftmaxArgs {
+                x: views.first().cloned(),
+                y: out,
+            }
+            .into(),
+        };
+        plan.bind(args)
+    }
+
+    fn error(&self, gpu: &Gpu, op: &Op) -> Result<f64> {
+        let wide: Vec<Vec<f64>> = self
+            .inputs
+            .iter()
+            .map(|(data, _)| data.iter().map(|&x| x.into()).collect())
+            .collect();
+        let expected = match (op, wide.as_slice()) {
+            (Op::Attention(op), [q, k, v]) => {
+                let [batch, q_heads, q_len, head_dim] = crate::ops::dims(&op.q);
+                let [_, kv_heads, kv_len, value_dim] = crate::ops::dims(&op.v);
+                reference::attention(&AttentionInputs {
+                    batch: batch as usize,
+                    q_heads: q_heads as usize,
+                    kv_heads: kv_heads as usize,
+                    q_len: q_len as usize,
+                    kv_len: kv_len as usize,
+                    head_dim: head_dim as usize,
+                    value_dim: value_dim as usize,
+                    q,
+                    k,
+                    v,
+                    scale: op.effective_scale().into(),
+                    causal: op.causal,
+                    ..AttentionInputs::default()
+                })
+                .o
+            }
+            (Op::Softmax(op), [x]) => {
+                let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();
+                let scale = op.scale.unwrap_or(1.0).into();
+                reference::softmax(x, &shape, op.axis, scale, op.log)
+            }
+            _ => Vec::new(),
+        };
+        Ok(reference::error(&gpu.download(&self.output)?, &expected))
+    }
+}
