@@ -4,17 +4,19 @@ mod adapter;
 mod encoder;
 mod page;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
     adapter::{LIMIT, Report, STEPS},
     encoder::{HEADS, Layer},
 };
-use super::Globals;
+use super::{Globals, print, print_json, progress};
 use crate::{Error, Result, adapters, choose};
 
 /// Arguments of `foveate demo`.
@@ -54,13 +56,20 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         None if !found.is_empty() => found,
         choice => vec![choose(&found, choice.as_deref())?],
     };
+    let folder = args.html.parent().filter(|folder| *folder != Path::new(""));
+    if folder.is_some_and(|folder| !folder.is_dir()) {
+        return Err(Error::file(
+            &args.html,
+            "there is no such folder; make it, or name another file with --html",
+        ));
+    }
     let layers = match args.layer {
         LayerChoice::First => vec![Layer::first()?],
         LayerChoice::Last => vec![Layer::last()?],
         LayerChoice::Both => vec![Layer::first()?, Layer::last()?],
     };
 
-    let bar = progress(used.len());
+    let bar = progress(used.len() as u64 * STEPS, globals);
     let reports: Vec<Report> = used
         .iter()
         .enumerate()
@@ -86,33 +95,28 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
 
     if globals.json {
         for report in &reports {
-            let line = serde_json::to_string(report)
-                .map_err(|error| Error::invalid("--json", error.to_string(), "please report it"))?;
-            println!("{line}");
+            print_json(report)?;
         }
     } else {
-        println!("{}", table(&reports));
+        print(&table(&reports).to_string())?;
         for report in &reports {
             if let Some(reason) = &report.reason {
-                println!("{} ({}) failed: {reason}", report.adapter, report.backend);
+                print(&format!(
+                    "{} ({}) failed: {reason}",
+                    report.adapter, report.backend
+                ))?;
             }
         }
-        println!("Heat maps: {}", args.html.display());
+        for (column, text) in meaning() {
+            print(&format!("{column:8} {text}"))?;
+        }
+        print(&format!("Heat maps: {}", args.html.display()))?;
     }
     Ok(if reports.iter().all(Report::passed) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn progress(adapters: usize) -> ProgressBar {
-    let bar = ProgressBar::new(adapters as u64 * STEPS);
-    // The template is a constant; should it ever be wrong, the plain bar does.
-    if let Ok(style) = ProgressStyle::with_template("{bar:24} {wide_msg}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 /// The heads in the order asked for, each once.
@@ -144,11 +148,7 @@ fn table(reports: &[Report]) -> Table {
         match &report.figures {
             Some(figures) => row.extend([
                 Cell::new(figures.schedule),
-                number(
-                    figures
-                        .gpu_ms
-                        .map_or("no clock".into(), |gpu| format!("{:.3}", gpu.median)),
-                ),
+                number(format!("{:.3}", figures.gpu_ms.median)),
                 number(format!("{:.3}", figures.wall_ms.median)),
                 number(format!("{:.0} %", figures.share * 100.0)),
                 number(format!("{:.1e}", figures.worst())),
@@ -161,12 +161,31 @@ fn table(reports: &[Report]) -> Table {
     table
 }
 
-/// What the error column means, for people.
-fn meaning_of_error() -> String {
-    format!(
-        "largest difference from the f64 reference over the reference's root mean square, over \
-         all outputs; {LIMIT:e} at most"
-    )
+/// The columns of figures, and what each means.
+fn meaning() -> [(&'static str, String); 4] {
+    [
+        (
+            "GPU ms",
+            "one layer of many that follow each other without a pause, median".into(),
+        ),
+        (
+            "Wall ms",
+            "one layer alone, from submission to the end of the wait, median".into(),
+        ),
+        (
+            "Of peak",
+            "the least time that the adapter's peaks allow, as measured in this run, over its GPU \
+             time"
+                .into(),
+        ),
+        (
+            "Error",
+            format!(
+                "largest difference from the f64 reference, over the reference's root mean square \
+                 (attention weights: the difference itself); at most {LIMIT:e} is right"
+            ),
+        ),
+    ]
 }
 
 #[cfg(test)]

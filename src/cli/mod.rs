@@ -50,10 +50,9 @@ struct Globals {
 
 /// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong usage.
 pub fn main() -> ExitCode {
-    env_logger::Builder::from_env(
-        env_logger::Env::default()
-            .default_filter_or("warn,wgpu=error,wgpu_hal=error,wgpu_core=error"),
-    )
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
+        "warn,wgpu=error,wgpu_hal=error,wgpu_hal::gles::egl=off,wgpu_core=error",
+    ))
     .init();
     let program = Program::parse();
     let globals = Globals {

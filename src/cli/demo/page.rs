@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{adapter::Report, encoder::Layer, meaning_of_error};
+use super::{adapter::Report, encoder::Layer, meaning};
 use crate::{Error, Result};
 
 const TEMPLATE: &str = include_str!("../demo.html");
@@ -15,7 +15,7 @@ const UNIT: f32 = 1e-5;
 struct Data<'a> {
     version: &'static str,
     sources: Vec<&'a str>,
-    error: String,
+    meaning: [(&'static str, String); 4],
     adapters: &'a [Report],
     /// The adapter that computed the weights; none when all failed.
     drawn: Option<&'a Report>,
@@ -42,7 +42,7 @@ pub(super) fn html(layers: &[Layer], heads: &[usize], reports: &[Report]) -> Res
     let data = Data {
         version: env!("CARGO_PKG_VERSION"),
         sources: layers.iter().map(|layer| layer.source.as_str()).collect(),
-        error: meaning_of_error(),
+        meaning: meaning(),
         adapters: reports,
         drawn,
         unit: UNIT,
@@ -51,8 +51,7 @@ pub(super) fn html(layers: &[Layer], heads: &[usize], reports: &[Report]) -> Res
         heads,
         maps,
     };
-    let json = serde_json::to_string(&data)
-        .map_err(|error| Error::invalid("--html", error.to_string(), "please report it"))?;
+    let json = serde_json::to_string(&data).map_err(|error| Error::file("the page", error))?;
     Ok(TEMPLATE.replacen(PLACE, &inert(&json), 1))
 }
 
