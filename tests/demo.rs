@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::{Mutex, PoisonError},
 };
 
 use serde_json::Value;
@@ -26,7 +27,11 @@ impl Drop for Folder {
     }
 }
 
+/// Figures of one run would suffer from another at the same time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn demo(folder: &Folder, arguments: &[&str]) -> Output {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     Command::new(env!("CARGO_BIN_EXE_foveate"))
         .arg("demo")
         .args(arguments)
