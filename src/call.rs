@@ -27,6 +27,16 @@ impl Call {
         }
     }
 
+    /// Several bound ops as one call that runs them in order.
+    pub fn sequence<'a>(calls: impl IntoIterator<Item = &'a Self>) -> Self {
+        let steps = calls
+            .into_iter()
+            .flat_map(|call| call.steps.iter().cloned());
+        Self {
+            steps: steps.collect(),
+        }
+    }
+
     pub(crate) fn bind(
         device: &wgpu::Device,
         cache: &Pipelines,

@@ -38,6 +38,17 @@ impl Spread {
             runs: values.len(),
         })
     }
+
+    /// The same measurements in another unit.
+    #[must_use]
+    pub fn scaled(self, factor: f64) -> Self {
+        Self {
+            median: self.median * factor,
+            p10: self.p10 * factor,
+            p90: self.p90 * factor,
+            runs: self.runs,
+        }
+    }
 }
 
 /// How long a call took.
