@@ -16,7 +16,11 @@ use self::{
     adapter::{LIMIT, Report, STEPS},
     encoder::{HEADS, Layer},
 };
-use super::{Globals, print, print_json, progress};
+use super::{
+    Globals,
+    output::{print, print_json},
+    progress,
+};
 use crate::{Error, Result, adapters, choose};
 
 /// Arguments of `foveate demo`.
