@@ -235,12 +235,13 @@ fn main(
             }
             //@unroll
             for (var r = 0u; r < ROWS; r++) {
-                var sum = acc[r * V4 + d] * rescale[r];
+                // The keys of a step are summed first: fewer additions to a large number.
+                var sum = vec4<f32>();
                 //@unroll
                 for (var c = 0u; c < KEYS; c++) {
                     sum = fma(vec4<f32>(score[r * KEYS + c]), value[c], sum);
                 }
-                acc[r * V4 + d] = sum;
+                acc[r * V4 + d] = fma(acc[r * V4 + d], vec4<f32>(rescale[r]), sum);
             }
         }
     }

@@ -181,13 +181,14 @@ fn main(
             columns[(y * 4u + a) * 8u + x] = highest;
         }
         workgroupBarrier();
+        var rescale: array<f32, 4>;
         //@unroll
         for (var a = 0u; a < 4u; a++) {
             var highest = maximum[a];
             for (var n = 0u; n < 8u; n++) {
                 highest = max(highest, columns[(y * 4u + a) * 8u + n]);
             }
-            let rescale = exp2(maximum[a] - highest);
+            rescale[a] = exp2(maximum[a] - highest);
             maximum[a] = highest;
             // Each invocation sums its own keys; the rows are added up at the end.
             var sum = 0.0;
@@ -197,14 +198,7 @@ fn main(
                 weights[(y * 4u + a) * PITCH + x + b * 8u] = w;
                 sum += w;
             }
-            total[a] = fma(total[a], rescale, sum);
-            //@unroll
-            for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
-                //@unroll
-                for (var b = 0u; b < 4u; b++) {
-                    acc[chunk * 16u + a * 4u + b] *= rescale;
-                }
-            }
+            total[a] = fma(total[a], rescale[a], sum);
         }
 
         //@unroll
@@ -221,6 +215,12 @@ fn main(
                 right[row * PITCH + load_dim] = value;
             }
             workgroupBarrier();
+            // The keys of a tile are summed first: fewer additions to a large number.
+            var piece: array<f32, 16>;
+            //@unroll
+            for (var n = 0u; n < 16u; n++) {
+                piece[n] = 0.0;
+            }
             for (var n = 0u; n < KEYS; n++) {
                 let v0 = right[n * PITCH + x];
                 let v1 = right[n * PITCH + x + 8u];
@@ -229,11 +229,15 @@ fn main(
                 //@unroll
                 for (var a = 0u; a < 4u; a++) {
                     let w = weights[(y * 4u + a) * PITCH + n];
-                    acc[chunk * 16u + a * 4u] = fma(w, v0, acc[chunk * 16u + a * 4u]);
-                    acc[chunk * 16u + a * 4u + 1u] = fma(w, v1, acc[chunk * 16u + a * 4u + 1u]);
-                    acc[chunk * 16u + a * 4u + 2u] = fma(w, v2, acc[chunk * 16u + a * 4u + 2u]);
-                    acc[chunk * 16u + a * 4u + 3u] = fma(w, v3, acc[chunk * 16u + a * 4u + 3u]);
+                    piece[a * 4u] = fma(w, v0, piece[a * 4u]);
+                    piece[a * 4u + 1u] = fma(w, v1, piece[a * 4u + 1u]);
+                    piece[a * 4u + 2u] = fma(w, v2, piece[a * 4u + 2u]);
+                    piece[a * 4u + 3u] = fma(w, v3, piece[a * 4u + 3u]);
                 }
+            }
+            //@unroll
+            for (var n = 0u; n < 16u; n++) {
+                acc[chunk * 16u + n] = fma(acc[chunk * 16u + n], rescale[n / 4u], piece[n]);
             }
         }
     }

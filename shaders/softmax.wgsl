@@ -95,6 +95,18 @@ fn log_weights(z: Unit, maximum: f32, total: f32) -> Unit {
     return select(y, Unit(params.minus_infinity), z <= Unit(HIDDEN));
 }
 
+//@if WRITE
+// Writes the result of z to unit `n` of a row that starts at `at`.
+fn store(at: u32, n: u32, z: Unit, maximum: f32, total: f32, inverse: f32) {
+    let place = (at + n * WIDTH * params.y_element) / WIDTH;
+//@if LOG
+    y[place] = Stored(log_weights(z, maximum, total));
+//@else
+    y[place] = Stored(weights(z, maximum) * inverse);
+//@endif
+}
+//@endif
+
 // The sum of two partial results (maximum, total).
 fn merged(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
     let maximum = max(a.x, b.x);
@@ -166,7 +178,9 @@ fn main(
         var sum = Unit(0.0);
         //@unroll
         for (var b = 0u; b < BLOCK; b++) {
-            sum += weights(z[b], highest);
+            // Not exactly 0 where z is hidden, which no total shows: a row with nothing else is
+            // told by its elements.
+            sum += exp2((z[b] - highest) * LOG2_E);
         }
         total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(sum));
         maximum = highest;
@@ -174,7 +188,7 @@ fn main(
     for (; n < end; n += LANES) {
         let z = load(x_row, n);
         let highest = max(maximum, highest_of(z));
-        total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(weights(z, highest)));
+        total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(exp2((z - highest) * LOG2_E)));
         maximum = highest;
     }
 //@endif
@@ -234,14 +248,15 @@ fn main(
         }
 //@else
         let inverse = reciprocal(total);
-        for (var n = begin + lane; n < end; n += LANES) {
-            let z = load(x_row, n);
-            let place = (y_row + n * WIDTH * params.y_element) / WIDTH;
-//@if LOG
-            y[place] = Stored(log_weights(z, maximum, total));
-//@else
-            y[place] = Stored(weights(z, maximum) * inverse);
-//@endif
+        var n = begin + lane;
+        for (; n + (BLOCK - 1u) * LANES < end; n += LANES * BLOCK) {
+            //@unroll
+            for (var b = 0u; b < BLOCK; b++) {
+                store(y_row, n + b * LANES, load(x_row, n + b * LANES), maximum, total, inverse);
+            }
+        }
+        for (; n < end; n += LANES) {
+            store(y_row, n, load(x_row, n), maximum, total, inverse);
         }
 //@endif
     }
