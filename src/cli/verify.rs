@@ -82,9 +82,9 @@ fn progress(count: u64, json: bool) -> ProgressBar {
 
 fn print(gpu: &Gpu, summary: &Summary) {
     let info = gpu.info();
-    println!("{} ({}, {})", info.name, info.driver, info.backend);
+    println!("{} ({})", info.name, info.backend);
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["family", "passed", "failed", "unsupported", "worst error"]);
     for (family, row) in summary.families() {
         table.add_row([
