@@ -1,0 +1,280 @@
+//! The fixtures on every adapter of this machine, and the judgement itself.
+//!
+//! With FOVEATE_FIXTURES=DIR every case of that folder runs too, on the default adapter.
+#![cfg(feature = "cli")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use foveate::{
+    Gpu, Schedule, Tuning,
+    conformance::{Case, Listed, Status, Summary, carried, load, run, run_all},
+};
+
+/// Cases left out where each kernel takes llvmpipe seconds to compile: through GL, and for the
+/// tile schedule on it. What they test there, head dims past 64, other cases test elsewhere.
+const SLOW_TO_COMPILE: [&str; 3] = [
+    "torch_sdpa/dv_differs_d80_dv16",
+    "torch_sdpa/n19_d256",
+    "torch_sdpa/n35_d96",
+];
+
+/// The software adapters that a development machine should have: what people call it, a part of
+/// its name, and its backend. SwiftShader has a test of its own.
+const SOFTWARE: [(&str, &str, &str); 2] = [
+    ("lavapipe", "llvmpipe", "vulkan"),
+    ("llvmpipe through GL", "llvmpipe", "gl"),
+];
+
+fn check(summary: &Summary, place: &str) {
+    let bad: Vec<String> = summary
+        .bad()
+        .map(|verdict| {
+            let reason = verdict.reason.as_deref().unwrap_or_default();
+            format!("{}/{}: {reason}", verdict.family, verdict.case)
+        })
+        .collect();
+    assert!(summary.is_good(), "{place}:\n{}", bad.join("\n"));
+    println!("{place}: {} cases passed", summary.count(Status::Passed));
+}
+
+#[test]
+fn carried_cases_pass_on_every_adapter() {
+    let cases = carried().expect("the carried cases can be read");
+    let quick: Vec<Case> = cases
+        .iter()
+        .filter(|case| !SLOW_TO_COMPILE.contains(&case.path().as_str()))
+        .cloned()
+        .collect();
+    let adapters = foveate::adapters();
+    let mut skipped = 0;
+    for (name, part, backend) in SOFTWARE {
+        let here = adapters.iter().any(|adapter| {
+            let info = adapter.get_info();
+            info.name.contains(part) && info.backend.to_string() == backend
+        });
+        if !here {
+            skipped += 1;
+            println!("skipped {name}: this machine has no such adapter");
+        }
+    }
+    let mut ran = 0;
+    for adapter in &adapters {
+        let info = adapter.get_info();
+        if info.backend == wgpu::Backend::Noop {
+            continue;
+        }
+        let gpu = Gpu::on(adapter).expect("a device on every adapter");
+        let place = format!("{} ({})", info.name, info.backend);
+        let software = info.device_type == wgpu::DeviceType::Cpu;
+        let few = software && gpu.engine().caps().subgroup.is_none();
+        let chosen = if few { &quick } else { &cases };
+        if few {
+            println!("{place}: without {SLOW_TO_COMPILE:?}");
+        }
+        let listed = Listed::carried();
+        let summary = run_all(&gpu, chosen, &Tuning::default(), &listed, |_| {});
+        check(&summary, &place);
+        if gpu.engine().caps().subgroup.is_some() {
+            // The schedule that was not chosen.
+            let other = Tuning {
+                schedule: Some(not_chosen(&gpu)),
+                ..Tuning::default()
+            };
+            let summary = run_all(&gpu, &quick, &other, &listed, |_| {});
+            check(&summary, &format!("{place}, {:?}", other.schedule));
+        }
+        ran += 1;
+    }
+    assert!(ran > 0, "no adapter: nothing was tested");
+    println!("{ran} adapters tested, {skipped} skipped");
+}
+
+/// The attention schedule that this device would not choose itself.
+fn not_chosen(gpu: &Gpu) -> Schedule {
+    let layout = foveate::Layout::f32([1, 1, 64, 32]);
+    let op = foveate::Attention::new(layout.clone(), layout.clone(), layout);
+    let plan = gpu.engine().plan(&op.into()).expect("a plan");
+    match plan.outline().schedule {
+        Schedule::Subgroup => Schedule::Tile,
+        _ => Schedule::Subgroup,
+    }
+}
+
+/// SwiftShader shows itself only to processes that are told of it, so `foveate verify` is one.
+#[test]
+fn carried_cases_pass_on_swiftshader() {
+    let driver = "/usr/lib/chromium/vk_swiftshader_icd.json";
+    if !Path::new(driver).exists() {
+        println!("skipped SwiftShader: there is no {driver} (1 skipped)");
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
+        .args(["--adapter", "SwiftShader", "verify"])
+        .args(["--filter", "onnx_"])
+        .env("VK_ICD_FILENAMES", driver)
+        .output()
+        .expect("the program starts");
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn every_case_of_a_given_folder_passes() {
+    let Some(folder) = std::env::var_os("FOVEATE_FIXTURES") else {
+        println!("skipped: FOVEATE_FIXTURES names no folder (1 skipped)");
+        return;
+    };
+    let cases = load(Path::new(&folder)).expect("the folder of FOVEATE_FIXTURES");
+    let gpu = Gpu::open(None).expect("an adapter");
+    let summary = run_all(&gpu, &cases, &Tuning::default(), &Listed::carried(), |_| {});
+    assert_eq!(summary.verdicts().len(), cases.len());
+    check(&summary, &folder.to_string_lossy());
+}
+
+/// An empty folder of this name, for one test.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).expect("last run's folder goes");
+    }
+    fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+fn fixture(path: &str) -> Vec<u8> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    fs::read(root.join(path)).expect("a fixture of this repository")
+}
+
+/// A folder with one case.
+fn folder_with(name: &str, path: &str, bytes: &[u8]) -> PathBuf {
+    let folder = folder(name);
+    let file = folder.join(path);
+    fs::create_dir_all(file.parent().expect("a family")).expect("a folder");
+    fs::write(file, bytes).expect("a file");
+    folder
+}
+
+fn verify(folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_foveate"))
+        .args(["verify", "--json"])
+        .arg(folder)
+        .output()
+        .expect("the program starts")
+}
+
+/// The one line that the program prints for a folder with one case, when the run is not good.
+fn bad_line(folder: &Path) -> serde_json::Value {
+    let output = verify(folder);
+    assert_eq!(output.status.code(), Some(1));
+    serde_json::from_slice(&output.stdout).expect("one line of JSON")
+}
+
+#[test]
+fn a_wrong_number_fails() {
+    let mut bytes = fixture("onnx_attention/test_attention_4d.safetensors");
+    // The last number in the file is one of the expected output.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1000f32.to_le_bytes());
+    let folder = folder_with("wrong", "onnx_attention/changed.safetensors", &bytes);
+    let line = bad_line(&folder);
+    assert_eq!(line["status"], "failed");
+    assert_eq!(line["family"], "onnx_attention");
+    assert_eq!(line["case"], "changed");
+    assert!(line["error"].as_f64().expect("an error") > 1.0);
+    let reason = line["reason"].as_str().expect("a reason");
+    assert!(reason.contains("1 of 192 numbers off"), "{reason}");
+}
+
+#[test]
+fn a_wrong_mask_fails() {
+    let path = "torch_flex/causal_n67_d40.safetensors";
+    let bytes = fixture(path);
+    let gpu = Gpu::open(None).expect("an adapter");
+    let good = Case::parse("torch_flex", "causal_n67_d40", &bytes).expect("a case");
+    let verdict = run(&gpu, &good, &Tuning::default());
+    assert_eq!(verdict.status, Status::Passed, "{verdict:?}");
+    // Booleans lie last in the file: the last one is whether the last query sees the last key.
+    let mut changed = bytes;
+    *changed.last_mut().expect("a file with bytes") ^= 1;
+    let bad = Case::parse("torch_flex", "causal_n67_d40", &changed).expect("a case");
+    let verdict = run(&gpu, &bad, &Tuning::default());
+    assert_eq!(verdict.status, Status::Failed);
+    let reason = verdict.reason.unwrap_or_default();
+    assert!(reason.contains("allowed"), "{reason}");
+}
+
+#[test]
+fn what_the_list_does_not_know_is_told() {
+    let bytes = fixture("onnx_attention/test_attention_4d.safetensors");
+    let folder = folder_with("unlisted", "new_family/case.safetensors", &bytes);
+    let line = bad_line(&folder);
+    assert_eq!(line["status"], "unsupported");
+    let reason = line["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("not listed"), "{reason}");
+}
+
+#[test]
+fn a_listed_case_that_passes_fails() {
+    let bytes = fixture("onnx_attention/test_attention_4d.safetensors");
+    let path = "onnx_attention/test_attention_4d_softcap.safetensors";
+    let line = bad_line(&folder_with("listed", path, &bytes));
+    assert_eq!(line["status"], "failed");
+    let reason = line["reason"].as_str().expect("a reason");
+    assert!(reason.contains("unsupported.txt"), "{reason}");
+}
+
+#[test]
+fn folders_and_files_that_cannot_be_read_are_errors() {
+    let bytes = fixture("onnx_softmax/test_softmax_axis_2.safetensors");
+    let half = &bytes[..bytes.len() / 2];
+    let missing = folder("missing");
+    fs::remove_dir(&missing).expect("the folder goes");
+    for (folder, said) in [
+        (folder("empty"), "holds no case"),
+        (missing, "missing"),
+        (
+            folder_with("truncated", "onnx_softmax/half.safetensors", half),
+            "half.safetensors",
+        ),
+        (
+            folder_with("nothing", "real/nothing.safetensors", &[]),
+            "nothing.safetensors",
+        ),
+    ] {
+        let output = verify(&folder);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(said) && !text.contains("panicked"), "{text}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_filter_that_matches_nothing_is_an_error() {
+    let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
+        .args(["verify", "--filter", "no such case"])
+        .output()
+        .expect("the program starts");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("--filter"), "{text}");
+}
+
+#[test]
+fn no_carried_case_is_listed_as_unsupported() {
+    let cases = carried().expect("the carried cases can be read");
+    let listed = Listed::carried();
+    assert!(listed.names().all(|name| name.split('/').count() == 2));
+    for case in &cases {
+        assert!(listed.names().all(|name| name != case.path()));
+    }
+}
