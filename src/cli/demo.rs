@@ -102,19 +102,19 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
             print_json(report)?;
         }
     } else {
-        print(&table(&reports).to_string())?;
+        print(table(&reports).to_string())?;
         for report in &reports {
             if let Some(reason) = &report.reason {
-                print(&format!(
+                print(format!(
                     "{} ({}) failed: {reason}",
                     report.adapter, report.backend
                 ))?;
             }
         }
         for (column, text) in meaning() {
-            print(&format!("{column:8} {text}"))?;
+            print(format!("{column:8} {text}"))?;
         }
-        print(&format!("Heat maps: {}", args.html.display()))?;
+        print(format!("Heat maps: {}", args.html.display()))?;
     }
     Ok(if reports.iter().all(Report::passed) {
         ExitCode::SUCCESS

@@ -1,11 +1,14 @@
 //! `foveate verify`
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Globals;
+use super::{
+    Globals,
+    output::{note, print, print_json},
+    progress,
+};
 use crate::{
     Error, Gpu, Result, Tuning,
     conformance::{Case, Listed, Status, Summary, carried, load, run_all},
@@ -24,21 +27,26 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let cases = cases(args)?;
     let gpu = Gpu::open(globals.adapter.as_deref())?;
-    let bar = progress(cases.len() as u64, globals.json);
+    let bar = progress(cases.len() as u64, globals);
+    let mut printed = Ok(());
     let listed = Listed::carried();
     let summary = run_all(&gpu, &cases, &Tuning::default(), &listed, |verdict| {
         if globals.json {
             // JSON has no infinity: an infinite error is null, and the reason says more.
-            println!("{}", serde_json::json!(verdict));
+            let result = print_json(&verdict);
+            if printed.is_ok() {
+                printed = result;
+            }
         }
         bar.inc(1);
     });
     bar.finish_and_clear();
+    printed?;
     if !globals.json {
-        print(&gpu, &summary);
+        print_summary(&gpu, &summary)?;
     }
     if summary.count(Status::Passed) == 0 {
-        eprintln!("foveate: no case passed");
+        note("no case passed");
     }
     Ok(if summary.is_good() {
         ExitCode::SUCCESS
@@ -66,23 +74,9 @@ fn cases(args: &Args) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// A bar on stderr, where somebody looks at it.
-fn progress(count: u64, json: bool) -> ProgressBar {
-    let target = if json || !std::io::stderr().is_terminal() {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let bar = ProgressBar::with_draw_target(Some(count), target);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos} of {len} cases, {eta} left") {
-        bar.set_style(style);
-    }
-    bar
-}
-
-fn print(gpu: &Gpu, summary: &Summary) {
+fn print_summary(gpu: &Gpu, summary: &Summary) -> Result<()> {
     let info = gpu.info();
-    println!("{} ({})", info.name, info.backend);
+    print(format!("{} ({})", info.name, info.backend))?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["family", "passed", "failed", "unsupported", "worst error"]);
@@ -98,9 +92,9 @@ fn print(gpu: &Gpu, summary: &Summary) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}");
+    print(&table)?;
     for verdict in summary.bad() {
-        println!(
+        print(format!(
             "{} {}/{}: {}",
             match verdict.status {
                 Status::Unsupported => "unsupported",
@@ -109,12 +103,12 @@ fn print(gpu: &Gpu, summary: &Summary) {
             verdict.family,
             verdict.case,
             verdict.reason.as_deref().unwrap_or("no reason given")
-        );
+        ))?;
     }
-    println!(
+    print(format!(
         "{} passed, {} failed, {} unsupported",
         summary.count(Status::Passed),
         summary.count(Status::Failed),
         summary.count(Status::Unsupported)
-    );
+    ))
 }

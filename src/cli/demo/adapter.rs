@@ -115,7 +115,7 @@ impl Figures {
                     .map(|(what, error)| (errors.layer, what, error))
             })
             // Not `error > LIMIT`: that would let NaN pass.
-            .filter(|(_, _, error)| !(*error <= LIMIT))
+            .filter(|(_, _, error)| error.is_nan() || *error > LIMIT)
             .map(|(layer, what, error)| format!("layer {layer}, {what}: error {error:.1e}"))
             .collect();
         (!wrong.is_empty()).then(|| format!("{}; at most {LIMIT:e} is right", wrong.join("; ")))
