@@ -7,6 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde::{Deserialize, Serialize};
@@ -148,14 +149,18 @@ impl CacheFile {
             if let Some(folder) = self.path.parent() {
                 fs::create_dir_all(folder)?;
             }
-            // A name of its own, so that two processes never write into one file.
+            // A name of its own, so that no two saves, of any process or thread, write into one
+            // file.
+            static SAVES: AtomicU64 = AtomicU64::new(0);
+            let number = SAVES.fetch_add(1, Ordering::Relaxed);
             let part = self
                 .path
-                .with_extension(format!("{}.part", std::process::id()));
-            fs::write(&part, &bytes)?;
-            fs::rename(&part, &self.path).inspect_err(|_| {
-                let _ = fs::remove_file(&part);
-            })
+                .with_extension(format!("{}-{number}.part", std::process::id()));
+            fs::write(&part, &bytes)
+                .and_then(|()| fs::rename(&part, &self.path))
+                .inspect_err(|_| {
+                    let _ = fs::remove_file(&part);
+                })
         };
         write().map_err(|error| Error::file(&self.path, error))
     }
