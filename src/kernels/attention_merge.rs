@@ -30,6 +30,12 @@ impl super::Variant for Variant {
         if self.f16 && !caps.f16 {
             return Err("the device has no f16 (SHADER_F16)".into());
         }
+        if WORKGROUP > caps.max_invocations {
+            return Err(format!(
+                "{WORKGROUP} invocations per workgroup to merge results, and the device allows {}",
+                caps.max_invocations
+            ));
+        }
         Ok(())
     }
 }

@@ -8,8 +8,10 @@ use crate::{caps::Caps, shader::Constants};
 
 /// Rows and keys of a tile, dims of a chunk; a test ties them to the WGSL.
 pub const TILE: u32 = 32;
-const THREADS: u32 = 64;
-const WORKGROUP_BYTES: u32 = 4 * (3 * TILE * (TILE + 1) + TILE * 8 + TILE);
+/// Invocations per workgroup.
+pub const THREADS: u32 = 64;
+/// Workgroup memory, in bytes.
+pub const WORKGROUP_BYTES: u32 = 4 * (3 * TILE * (TILE + 1) + TILE * 8 + TILE);
 
 /// A variant of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

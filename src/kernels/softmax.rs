@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::params;
 use crate::{caps::Caps, shader::Constants};
 
+/// Vectors, or elements, that a lane reads per step; a test ties it to the WGSL.
+pub const BLOCK: u64 = 4;
+
 /// What a dispatch does of the two passes over a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,6 +53,17 @@ pub struct Variant {
     pub log: bool,
 }
 
+impl Variant {
+    /// Workgroup memory, in bytes: a maximum and a total per invocation.
+    pub fn workgroup_bytes(&self) -> u32 {
+        if self.reduction == Reduction::Workgroup && self.phase != Phase::Apply {
+            self.workgroup * 8
+        } else {
+            0
+        }
+    }
+}
+
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
         let write = self.phase != Phase::Reduce;
@@ -80,6 +94,20 @@ impl super::Variant for Variant {
             return Err(format!(
                 "{} invocations per workgroup, and the device allows {}",
                 self.workgroup, caps.max_invocations
+            ));
+        }
+        if self.workgroup_bytes() > caps.workgroup_bytes {
+            return Err(format!(
+                "{} bytes of workgroup memory, and the device has {}",
+                self.workgroup_bytes(),
+                caps.workgroup_bytes
+            ));
+        }
+        let buffers = 2 - u32::from(self.in_place) + u32::from(self.phase != Phase::Whole);
+        if buffers > caps.max_storage_buffers {
+            return Err(format!(
+                "{buffers} storage buffers, and the device allows {}",
+                caps.max_storage_buffers
             ));
         }
         if self.reduction == Reduction::Subgroup && caps.fixed_subgroup() != Some(self.workgroup) {

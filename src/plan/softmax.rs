@@ -8,7 +8,7 @@ use super::{
 use crate::{
     caps::Caps,
     error::{Error, Result},
-    kernels::softmax::{Params, Phase, Reduction, Variant},
+    kernels::softmax::{BLOCK, Params, Phase, Reduction, Variant},
     ops::{Slot, Softmax},
     tensor::DType,
 };
@@ -19,8 +19,6 @@ const ELEMENT: usize = 3;
 const WANTED_WORKGROUPS: u64 = 64;
 /// ... but no range is shorter than this.
 const LEAST_RANGE: u64 = 16_384;
-/// Vectors, or elements, that a lane reads per step; a test ties it to the WGSL.
-const BLOCK: u64 = 4;
 
 /// The rows of a tensor pair: up to three axes of rows, and the axis of elements.
 struct Rows {
@@ -165,6 +163,7 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
         }
     }
 
+    slice::check_count(rows.lens, part, caps.max_binding_bytes)?;
     let whole = Part {
         start: [0; 4],
         len: rows.lens,
@@ -264,7 +263,9 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
 impl Variant {
     /// Whether a device can run all phases.
     fn supports_all(&self, caps: &Caps) -> Result<(), String> {
-        crate::kernels::Variant::supports(self, caps)
+        [Phase::Whole, Phase::Reduce, Phase::Apply]
+            .into_iter()
+            .try_for_each(|phase| crate::kernels::Variant::supports(&Self { phase, ..*self }, caps))
     }
 }
 
