@@ -2,9 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// Iterations that a kernel may spend in one outermost loop nest when nothing was measured:
 /// llvmpipe leaves a nest silently after 65,535.
 pub const UNMEASURED_LOOP_BUDGET: u32 = 65_535;
+
+/// Largest binding that plans use: elements are counted in 32 bits.
+const MOST_BINDING_BYTES: u64 = 1 << 31;
 
 /// Limits, features and measured facts of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,7 +46,10 @@ impl Caps {
         let features = device.features();
         let info = device.adapter_info();
         Self {
-            max_binding_bytes: limits.max_storage_buffer_binding_size.min(1 << 31) & !255,
+            max_binding_bytes: limits
+                .max_storage_buffer_binding_size
+                .min(MOST_BINDING_BYTES)
+                & !255,
             max_buffer_bytes: limits.max_buffer_size,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             storage_alignment: limits.min_storage_buffer_offset_alignment,
@@ -74,6 +82,39 @@ impl Caps {
             f16: false,
             loop_budget: UNMEASURED_LOOP_BUDGET,
         }
+    }
+
+    /// Checks what plans rely on, and what every device that wgpu opens has.
+    pub(crate) fn check(&self) -> Result<()> {
+        let fail = |name: &str, found: String, remedy: &str| {
+            Err(Error::invalid(format!("caps.{name}"), found, remedy))
+        };
+        for (name, bytes) in [
+            ("storage_alignment", self.storage_alignment),
+            ("uniform_alignment", self.uniform_alignment),
+        ] {
+            if bytes < 4 || !bytes.is_power_of_two() {
+                return fail(name, bytes.to_string(), "give a power of two from 4");
+            }
+        }
+        let bytes = self.max_binding_bytes;
+        if !(1024..=MOST_BINDING_BYTES).contains(&bytes) || !bytes.is_multiple_of(4) {
+            return fail(
+                "max_binding_bytes",
+                bytes.to_string(),
+                "give a multiple of 4 from 1024 to 2^31",
+            );
+        }
+        if let Some((min, max)) = self.subgroup
+            && !(min.is_power_of_two() && max.is_power_of_two() && min <= max)
+        {
+            return fail(
+                "subgroup",
+                format!("from {min} to {max} lanes"),
+                "give two powers of two, the smaller first",
+            );
+        }
+        Ok(())
     }
 
     /// The subgroup size, when there is only one.

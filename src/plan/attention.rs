@@ -125,10 +125,18 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         ),
     ] {
         let schedule = candidate.schedule();
-        // Both the whole and the partial kernel must run.
-        let runs = [false, true]
-            .into_iter()
-            .try_for_each(|partial| candidate.kernel(partial).supports(caps));
+        // The whole kernel must run, and so must the partial one and the merge.
+        let merge = attention_merge::Variant {
+            f16: io.f16,
+            lse: io.lse,
+        };
+        let runs = [
+            candidate.kernel(false),
+            candidate.kernel(true),
+            merge.into(),
+        ]
+        .into_iter()
+        .try_for_each(|kernel| kernel.supports(caps));
         let reason = if forced(schedule) {
             Some("the caller asked for another".to_owned())
         } else if let Err(reason) = runs {
@@ -339,7 +347,10 @@ impl<'a> Space<'a> {
         // Key slices hold whole ranges, so that a range is one window.
         if part[KEY] < self.lens[KEY] {
             let step = self.choice.step_keys();
-            part[KEY] = (part[KEY] / step * step).max(step);
+            // A slice shorter than a step is a range of its own.
+            if part[KEY] > step {
+                part[KEY] = part[KEY] / step * step;
+            }
             split_keys = split_keys.min(part[KEY]);
             part[KEY] = part[KEY] / split_keys * split_keys;
         }
@@ -356,7 +367,9 @@ impl<'a> Space<'a> {
             ));
         }
         let scratch_of = |part: &[u64; 4]| {
-            part[BATCH] * part[HEAD] * self.group * part[ROW] * splits * (self.value_dim + 2) * 4
+            let rows = part[BATCH] * part[HEAD] * self.group * part[ROW];
+            rows.saturating_mul(splits)
+                .saturating_mul((self.value_dim + 2) * 4)
         };
         while partial && scratch_of(&part) > limit {
             match [ROW, HEAD, BATCH].into_iter().find(|&axis| part[axis] > 1) {
@@ -371,6 +384,7 @@ impl<'a> Space<'a> {
             }
         }
 
+        slice::check_count(self.lens, part, limit)?;
         let whole = Part {
             start: [0; 4],
             len: self.lens,

@@ -109,6 +109,7 @@ impl Outline {
     /// [`Error::Invalid`] for an op that is wrong, [`Error::Unsupported`] for one that this device
     /// cannot run, both with the remedy.
     pub fn new(op: &Op, caps: &Caps, tuning: &Tuning) -> Result<Self> {
+        caps.check()?;
         op.check()?;
         for (slot, layout) in op.tensors() {
             if layout.end_bytes() > caps.max_buffer_bytes {

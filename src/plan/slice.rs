@@ -110,6 +110,24 @@ pub(super) fn fit(
     }
 }
 
+/// More parts than this are refused: recording them would take longer than the work in them.
+const MOST_PARTS: u64 = 1 << 14;
+
+/// Checks that a space makes no absurd number of parts, before they are listed.
+pub(super) fn check_count(lens: [u64; AXES], part: [u64; AXES], limit: u64) -> Result<()> {
+    let count = lens.iter().zip(&part).fold(1u64, |count, (len, part)| {
+        count.saturating_mul(len.div_ceil(*part))
+    });
+    if count > MOST_PARTS {
+        return Err(Error::unsupported(
+            format!("tensors in {count} slices"),
+            format!("a binding holds {limit} bytes, and a plan at most {MOST_PARTS} slices"),
+            "use strides that keep neighbours together, or call once per batch entry or head",
+        ));
+    }
+    Ok(())
+}
+
 /// The parts of a space along the given axes, the last axis fastest; other axes stay at `base`.
 pub(super) fn parts(base: Part, part: [u64; AXES], axes: &[usize]) -> Vec<Part> {
     let mut list = vec![base];
