@@ -11,7 +11,7 @@ use std::{
 };
 
 use foveate::{
-    AttentionArgs, Engine, Error, Layout, Op, Softmax, SoftmaxArgs, Tuning, View,
+    Attention, AttentionArgs, Engine, Error, Layout, Op, Softmax, SoftmaxArgs, Tuning, View,
     kernels::{AttentionIo, Kernel, attention_merge, attention_subgroup, attention_tile},
 };
 use small::App;
@@ -83,8 +83,9 @@ fn counters_count_variants_and_allocations() {
 #[test]
 fn record_compiles_and_allocates_nothing() {
     let app = App::open();
-    let op = small::attention();
-    let [q, k, v, o] = [256, 192, 192, 256].map(|size| app.buffer(size));
+    let [q, kv] = [[1, 2, 4, 8], [1, 1, 64, 8]].map(Layout::f32);
+    let op = Attention::new(q, kv.clone(), kv);
+    let [q, k, v, o] = [&op.q, &op.k, &op.v, &op.o].map(|layout| app.buffer(layout.end_bytes()));
     // Two ranges of keys and a merge: scratch, two pipelines.
     let tuning = Tuning {
         splits: Some(2),
