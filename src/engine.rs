@@ -143,6 +143,13 @@ impl Engine {
             .iter()
             .copied()
             .filter(|kernel| kernel.supports(&self.caps).is_ok())
+            .filter(|kernel| match self.pipelines.get(*kernel) {
+                Ok(_) => true,
+                Err(error) => {
+                    log::warn!("from the cache file: {error}; skipped");
+                    false
+                }
+            })
             .collect();
         let count = kernels.len();
         self.run_idle(queue, kernels)?;

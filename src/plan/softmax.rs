@@ -315,7 +315,11 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
         workgroup: lanes.max(64.min(small(most))),
         lanes,
         reduction,
-        block: small(if held { share } else { BLOCK }),
+        block: small(if held {
+            share.next_power_of_two()
+        } else {
+            BLOCK
+        }),
         held,
         phase: Phase::Whole,
         f16: op.x.dtype == DType::F16,

@@ -1,0 +1,1055 @@
+//! Plans, without a GPU: op and caps in; schedule, grid, ranges and scratch, or the exact error,
+//! out.
+
+use std::collections::BTreeMap;
+
+use foveate::{
+    Attention, Caps, Causal, DType, Error, Layout, Op, Schedule, Softmax, Tuning,
+    kernels::{Kernel, softmax::Phase},
+    ops::Slot,
+    plan::{Outline, Range, Step},
+};
+use proptest::prelude::*;
+
+/// Mesa's software device, as far as plans see it.
+fn lavapipe() -> Caps {
+    Caps {
+        max_buffer_bytes: 2 << 30,
+        storage_alignment: 16,
+        uniform_alignment: 16,
+        workgroup_bytes: 32 << 10,
+        max_invocations: 1024,
+        subgroup: Some((8, 8)),
+        f16: true,
+        ..Caps::minimum()
+    }
+}
+
+fn outline(op: impl Into<Op>, caps: &Caps) -> Result<Outline, Error> {
+    Outline::new(&op.into(), caps, &Tuning::default())
+}
+
+fn planned(op: impl Into<Op>, caps: &Caps) -> Outline {
+    let outline = outline(op, caps).unwrap_or_else(|error| panic!("{error}"));
+    keeps_the_limits(&outline, caps).unwrap_or_else(|message| panic!("{message}"));
+    outline
+}
+
+/// q `[b, hq, m, d]`, k `[b, hkv, n, d]`, v `[b, hkv, n, dv]`, all f32.
+fn attention([b, hq, hkv, m, n, d, dv]: [u64; 7]) -> Attention {
+    Attention::new(
+        Layout::f32([b, hq, m, d]),
+        Layout::f32([b, hkv, n, d]),
+        Layout::f32([b, hkv, n, dv]),
+    )
+}
+
+fn plain() -> Attention {
+    attention([1, 2, 2, 4, 6, 8, 8])
+}
+
+/// A step's parameters by name; every one is 4 bytes long.
+fn params(step: &Step) -> BTreeMap<&'static str, u32> {
+    let words = step.params.chunks_exact(4);
+    step.kernel
+        .param_fields()
+        .iter()
+        .zip(words)
+        .map(|(&(name, _), word)| {
+            (
+                name,
+                u32::from_le_bytes([word[0], word[1], word[2], word[3]]),
+            )
+        })
+        .collect()
+}
+
+/// The most iterations of one loop nest in one invocation of a step.
+fn iterations(step: &Step) -> u64 {
+    let of = params(step);
+    let of = |name: &str| u64::from(of[name]);
+    match step.kernel {
+        Kernel::AttentionSubgroup(variant) => {
+            variant.iterations(of("split_keys").min(of("kv_len")))
+        }
+        Kernel::AttentionTile(variant) => {
+            variant.iterations(of("split_keys").min(of("kv_len")), of("head_dim"))
+        }
+        Kernel::AttentionMerge(_) => of("splits"),
+        Kernel::Softmax(variant) => {
+            let width = if variant.vec4 { 4 } else { 1 };
+            let range = of("split_length").min(of("length"));
+            let along = range.div_ceil(width * u64::from(variant.lanes));
+            if variant.phase == Phase::Apply {
+                along.max(of("all_splits"))
+            } else {
+                along
+            }
+        }
+        ref other => panic!("{other:?} is no part of an op"),
+    }
+}
+
+/// Workgroups that a step has work for.
+fn work(step: &Step) -> u64 {
+    let of = params(step);
+    u64::from(match step.kernel {
+        Kernel::AttentionMerge(_) => {
+            of["elements"].div_ceil(foveate::kernels::attention_merge::WORKGROUP)
+        }
+        Kernel::Softmax(_) => of["groups"],
+        _ => of["tiles"],
+    })
+}
+
+/// What every plan must keep, whatever the op and the caps.
+fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
+    let ensure = |holds: bool, message: String| if holds { Ok(()) } else { Err(message) };
+    let ends: BTreeMap<Slot, u64> = outline
+        .op
+        .tensors()
+        .into_iter()
+        .map(|(slot, layout)| (slot, layout.end_bytes()))
+        .collect();
+    let mut bound: BTreeMap<Slot, Vec<Range>> = BTreeMap::new();
+    for step in &outline.steps {
+        let kernel = step.kernel;
+        kernel.supports(caps)?;
+        ensure(
+            step.ranges.len() as u64 <= u64::from(caps.max_storage_buffers),
+            format!("{kernel:?} binds {} buffers", step.ranges.len()),
+        )?;
+        ensure(
+            step.params.len().div_ceil(16) == (kernel.param_fields().len() * 4).div_ceil(16),
+            format!("{} bytes of parameters for {kernel:?}", step.params.len()),
+        )?;
+        for range in &step.ranges {
+            let end = match range.slot {
+                Slot::Scratch => outline.scratch_bytes,
+                slot => ends[&slot].next_multiple_of(4),
+            };
+            ensure(
+                range.offset % u64::from(caps.storage_alignment) == 0
+                    && range.size > 0
+                    && range.size % 4 == 0
+                    && range.size <= caps.max_binding_bytes
+                    && range.offset + range.size <= end,
+                format!("{range:?} of {end} bytes in {kernel:?}"),
+            )?;
+            bound.entry(range.slot).or_default().push(*range);
+        }
+        let side = u64::from(caps.max_workgroups);
+        let [x, y, z] = step.grid.map(u64::from);
+        ensure(
+            x <= side && y <= side && z == 1 && x * y <= u64::from(u32::MAX),
+            format!("grid {:?}", step.grid),
+        )?;
+        ensure(
+            x * y >= work(step) && work(step) > 0,
+            format!("grid {:?} for {} workgroups", step.grid, work(step)),
+        )?;
+        ensure(
+            iterations(step) <= caps.loop_budget.into(),
+            format!("{} iterations in {kernel:?}", iterations(step)),
+        )?;
+    }
+    // Together the ranges of each tensor reach from its first element to its last, without a gap
+    // where the tensor has none.
+    for (slot, layout) in outline.op.tensors() {
+        let ranges = bound
+            .get_mut(&slot)
+            .ok_or_else(|| format!("{} is bound nowhere", slot.name()))?;
+        ranges.sort_by_key(|range| range.offset);
+        let start = layout.offset * layout.dtype.size();
+        let dense = *layout == Layout::new(layout.dtype, layout.shape.clone()).at(layout.offset);
+        let mut reached = start;
+        for range in ranges.iter() {
+            ensure(
+                !dense || range.offset <= reached,
+                format!("{} is not bound from byte {reached}", slot.name()),
+            )?;
+            reached = reached.max(range.offset + range.size);
+        }
+        ensure(
+            ranges[0].offset <= start && reached >= layout.end_bytes(),
+            format!(
+                "{} is bound from {} to {reached}",
+                slot.name(),
+                ranges[0].offset
+            ),
+        )?;
+    }
+    let (rows, width) = match &outline.op {
+        Op::Attention(op) => {
+            let [b, h, m, _] = op.q.shape[..] else {
+                return Err("q has 4 axes".into());
+            };
+            (b * h * m, op.v.shape[3] + 2)
+        }
+        Op::Softmax(op) => (op.x.elements() / op.x.shape[op.axis], 2),
+    };
+    let most = u128::from(rows) * u128::from(outline.splits) * u128::from(width) * 4;
+    ensure(
+        u128::from(outline.scratch_bytes) <= most
+            && (outline.splits > 1) == (outline.scratch_bytes > 0),
+        format!("{} bytes of scratch, at most {most}", outline.scratch_bytes),
+    )?;
+    ensure(
+        outline.scratch_bytes <= caps.max_buffer_bytes,
+        "scratch is larger than a buffer".into(),
+    )?;
+    let text = outline.explain();
+    for (schedule, reason) in &outline.rejected {
+        ensure(
+            *schedule != outline.schedule && !reason.is_empty(),
+            format!("{schedule} is rejected for `{reason}`"),
+        )?;
+        ensure(
+            text.contains(&format!("not {schedule}: {reason}")),
+            format!("explain() does not name {schedule}"),
+        )?;
+    }
+    // Attention has two schedules and softmax has two: each is chosen or rejected.
+    ensure(outline.rejected.len() == 1, "a schedule is missing".into())
+}
+
+#[test]
+fn schedules_by_caps() {
+    let with = |change: fn(&mut Caps)| {
+        let mut caps = lavapipe();
+        change(&mut caps);
+        caps
+    };
+    let op = attention([1, 2, 2, 64, 64, 64, 64]);
+    for (caps, schedule, reason) in [
+        (lavapipe(), Schedule::Subgroup, "fits better"),
+        (Caps::minimum(), Schedule::Tile, "no subgroup operations"),
+        (
+            with(|caps| caps.subgroup = Some((4, 4))),
+            Schedule::Subgroup,
+            "fits better",
+        ),
+        (
+            with(|caps| caps.subgroup = Some((32, 32))),
+            Schedule::Tile,
+            "more than 8 lanes",
+        ),
+        (
+            with(|caps| caps.subgroup = Some((4, 8))),
+            Schedule::Tile,
+            "anything from 4 to 8",
+        ),
+        (
+            with(|caps| caps.workgroup_bytes = 4096),
+            Schedule::Subgroup,
+            "bytes of workgroup memory",
+        ),
+        (
+            with(|caps| caps.loop_budget = 64),
+            Schedule::Subgroup,
+            "loop budget",
+        ),
+    ] {
+        let outline = planned(op.clone(), &caps);
+        assert_eq!(outline.schedule, schedule, "{caps:?}");
+        let (other, why) = &outline.rejected[0];
+        assert_ne!(*other, schedule);
+        assert!(why.contains(reason), "{why}");
+    }
+}
+
+#[test]
+fn a_small_attention_is_one_dispatch_without_scratch() {
+    let outline = planned(plain(), &lavapipe());
+    assert_eq!(outline.steps.len(), 1);
+    assert_eq!(outline.splits, 1);
+    assert_eq!(outline.scratch_bytes, 0);
+    // 2 heads of 4 rows, up to 32 rows in a tile.
+    assert_eq!(outline.steps[0].grid, [2, 1, 1]);
+    let mut slots: Vec<Slot> = outline.steps[0].ranges.iter().map(|r| r.slot).collect();
+    slots.sort();
+    assert_eq!(slots, [Slot::Q, Slot::K, Slot::V, Slot::O]);
+}
+
+#[test]
+fn splits_cost_scratch_and_a_merge() {
+    for schedule in [Schedule::Subgroup, Schedule::Tile] {
+        let tuning = Tuning {
+            schedule: Some(schedule),
+            splits: Some(4),
+            ..Tuning::default()
+        };
+        let op = attention([2, 4, 2, 3, 256, 8, 5]).with_lse();
+        let outline = Outline::new(&op.into(), &lavapipe(), &tuning).expect("plans");
+        keeps_the_limits(&outline, &lavapipe()).expect("keeps the limits");
+        assert_eq!(outline.splits, 4);
+        assert_eq!(outline.scratch_bytes, 2 * 4 * 3 * 4 * (5 + 2) * 4);
+        let stems: Vec<_> = outline.steps.iter().map(|s| s.kernel.stem()).collect();
+        assert_eq!(
+            stems,
+            [format!("attention_{schedule}").as_str(), "attention_merge"]
+        );
+    }
+    // Decoding one token fills the device without being asked to.
+    let outline = planned(attention([1, 8, 2, 1, 8192, 64, 64]), &lavapipe());
+    assert!(outline.splits > 1);
+}
+
+#[test]
+fn tensors_past_one_binding_are_sliced() {
+    // 244 MiB each of K and V.
+    let op = attention([1, 1, 1, 4, 1_000_000, 64, 64]);
+    let outline = planned(op, &lavapipe());
+    let slices = outline
+        .steps
+        .iter()
+        .filter(|step| !matches!(step.kernel, Kernel::AttentionMerge(_)));
+    assert!(slices.count() >= 2);
+    assert!(outline.splits > 1);
+
+    // Queries and outputs past a binding too.
+    let outline = planned(attention([2, 8, 8, 40_000, 16, 64, 64]), &lavapipe());
+    assert!(outline.steps.len() >= 2);
+    assert_eq!(outline.splits, 1);
+
+    let outline = planned(Softmax::new(Layout::f32([1, 100_000_000]), 1), &lavapipe());
+    assert_eq!(outline.schedule, Schedule::Ranges);
+    let outline = planned(Softmax::new(Layout::f32([100_000_000, 1]), 1), &lavapipe());
+    assert!(outline.steps.len() >= 3);
+
+    // Keys so far apart that a binding holds fewer of them than a step takes.
+    let far = Layout::f32([1, 1, 12, 8]).with_strides([0, 0, 12 << 20, 1]);
+    let mut op = attention([1, 1, 1, 4, 12, 8, 8]);
+    op.k = far.clone();
+    op.v = far;
+    for caps in [
+        lavapipe(),
+        Caps {
+            max_buffer_bytes: 1 << 30,
+            ..Caps::minimum()
+        },
+    ] {
+        assert!(planned(op.clone(), &caps).splits > 1);
+    }
+}
+
+#[test]
+fn the_loop_budget_holds() {
+    // keeps_the_limits counts the iterations.
+    for budget in [300, 1000, 65_535, 1 << 22] {
+        for subgroup in [None, Some((8, 8))] {
+            let caps = Caps {
+                loop_budget: budget,
+                subgroup,
+                ..lavapipe()
+            };
+            let keys = (u64::from(budget) * 8).min(500_000);
+            planned(attention([1, 2, 1, 16, keys, 64, 64]), &caps);
+            planned(Softmax::new(Layout::f32([3, 200_000]), 1), &caps);
+            let length = (u64::from(budget) * 50).min(200_000);
+            planned(Softmax::new(Layout::f32([length, 300]), 0), &caps);
+        }
+    }
+    let caps = Caps {
+        loop_budget: 1,
+        ..lavapipe()
+    };
+    for error in [
+        outline(plain(), &caps).expect_err("no budget"),
+        outline(Softmax::new(Layout::f32([3, 200]), 1), &caps).expect_err("no budget"),
+    ] {
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    }
+}
+
+#[test]
+fn grids_past_65535_are_folded() {
+    let outline = planned(attention([70_000, 1, 1, 1, 4, 8, 8]), &lavapipe());
+    assert_eq!(outline.steps[0].grid, [65_535, 2, 1]);
+    let outline = planned(Softmax::new(Layout::f32([8_000_000, 4]), 1), &lavapipe());
+    let [x, y, z] = outline.steps[0].grid;
+    assert_eq!((x, z), (65_535, 1));
+    assert!(y > 1);
+}
+
+#[test]
+fn softmax_schedules() {
+    for (shape, axis, schedule, kernels) in [
+        ([64, 16], 1, Schedule::Rows, 1),
+        ([16, 64], 0, Schedule::Rows, 1),
+        ([4096, 4096], 1, Schedule::Rows, 1),
+        ([1, 1 << 20], 1, Schedule::Ranges, 2),
+        ([2, 1 << 20], 1, Schedule::Ranges, 2),
+    ] {
+        let outline = planned(Softmax::new(Layout::f32(shape), axis), &lavapipe());
+        assert_eq!(outline.schedule, schedule, "{shape:?}");
+        assert_eq!(outline.steps.len(), kernels, "{shape:?}");
+    }
+}
+
+fn invalid(argument: &str, found: &str, remedy: &str) -> Error {
+    Error::invalid(argument, found, remedy)
+}
+
+#[test]
+fn exact_errors() {
+    let apart = "give an output strides that keep its elements apart";
+    let agree = "make it agree with q, k and v";
+    let empty = "every axis must be at least 1 long; skip the call for empty work";
+    let mut table: Vec<(Op, Error)> = Vec::new();
+    let mut case = |op: Attention, error| table.push((op.into(), error));
+
+    case(
+        attention([1, 3, 2, 4, 6, 8, 8]),
+        invalid(
+            "k",
+            "2 KV heads do not divide 3 query heads",
+            "each KV head serves a whole group of query heads",
+        ),
+    );
+    let mut op = plain();
+    op.k = Layout::f32([1, 2, 6, 7]);
+    case(
+        op,
+        invalid(
+            "k",
+            "shape [1, 2, 6, 7] where [1, 2, 6, 8] is expected",
+            agree,
+        ),
+    );
+    let mut op = plain();
+    op.v = Layout::f32([1, 2, 5, 8]);
+    case(
+        op,
+        invalid(
+            "v",
+            "shape [1, 2, 5, 8] where [1, 2, 6, 8] is expected",
+            agree,
+        ),
+    );
+    case(
+        plain().output(Layout::f32([1, 2, 4, 9])),
+        invalid(
+            "o",
+            "shape [1, 2, 4, 9] where [1, 2, 4, 8] is expected",
+            agree,
+        ),
+    );
+    let mut op = plain();
+    op.lse = Some(Layout::f32([1, 2, 5]));
+    case(
+        op,
+        invalid("lse", "shape [1, 2, 5] where [1, 2, 4] is expected", agree),
+    );
+    case(
+        plain().kv_len(Layout::new(DType::U32, [2])),
+        invalid("kv_len", "shape [2] where [1] is expected", agree),
+    );
+    case(
+        plain().mask(Layout::new(DType::Bool, [3, 6])),
+        invalid(
+            "mask",
+            "shape [3, 6] does not broadcast to [1, 2, 4, 6]",
+            "give each axis its full length or 1",
+        ),
+    );
+    case(
+        plain().bias(Layout::f32([1, 1, 1, 2, 4, 6])),
+        invalid(
+            "bias",
+            "6 axes in shape [1, 1, 1, 2, 4, 6]",
+            "give it 4 axes, as the docs of Attention list them",
+        ),
+    );
+    case(
+        plain().mask(Layout::f32([4, 6])),
+        invalid("mask", "elements are f32", "give bool (one byte each)"),
+    );
+    case(
+        plain().kv_len(Layout::f32([1])),
+        invalid("kv_len", "elements are f32", "give u32"),
+    );
+    case(
+        plain().bias(Layout::new(DType::Bool, [4, 6])),
+        invalid("bias", "elements are bool", "give f32 or f16"),
+    );
+    let mut op = plain();
+    op.v = Layout::f16([1, 2, 6, 8]);
+    case(
+        op,
+        invalid("v", "elements are f16", "give q's element type"),
+    );
+    let mut op = plain();
+    op.q = Layout::new(DType::U32, [1, 2, 4, 8]);
+    case(op, invalid("q", "elements are u32", "give f32 or f16"));
+    let mut op = plain();
+    op.q = Layout::f32([2, 4, 8]);
+    case(
+        op,
+        invalid(
+            "q",
+            "3 axes in shape [2, 4, 8]",
+            "give it 4 axes, as the docs of Attention list them",
+        ),
+    );
+    case(
+        attention([1, 2, 2, 0, 6, 8, 8]),
+        invalid("q", "shape [1, 2, 0, 8] holds no element", empty),
+    );
+    case(
+        attention([1, 2, 2, 4, 0, 8, 8]),
+        invalid("k", "shape [1, 2, 0, 8] holds no element", empty),
+    );
+    for (scale, found) in [
+        (f32::NAN, "NaN is not finite"),
+        (f32::INFINITY, "inf is not finite"),
+        (f32::NEG_INFINITY, "-inf is not finite"),
+    ] {
+        case(
+            plain().scale(scale),
+            invalid("scale", found, "give a finite number"),
+        );
+    }
+    let repeated = Layout::f32([1, 2, 4, 8]).with_strides([64, 32, 0, 1]);
+    case(
+        plain().output(repeated),
+        invalid(
+            "o",
+            "strides [64, 32, 0, 1] put several elements of shape [1, 2, 4, 8] in one place",
+            apart,
+        ),
+    );
+    let mut op = plain().with_lse();
+    op.lse = Some(Layout::f32([1, 2, 4]).with_strides([8, 3, 1]));
+    case(
+        op,
+        invalid(
+            "lse",
+            "strides [8, 3, 1] put several elements of shape [1, 2, 4] in one place",
+            apart,
+        ),
+    );
+    let mut op = plain();
+    op.q.strides.pop();
+    case(
+        op,
+        invalid("q", "4 axes but 3 strides", "give one stride per axis"),
+    );
+    for (d, dv, name, dim) in [(257, 8, "q", 257), (8, 300, "v", 300)] {
+        case(
+            attention([1, 2, 2, 4, 6, d, dv]),
+            Error::unsupported(
+                format!("{name} with head_dim {dim}"),
+                "kernels hold a row of at most 256",
+                "split the head",
+            ),
+        );
+    }
+    let mut op = plain();
+    op.k = Layout::f32([1, 2, 6, 8]).at(1 << 40);
+    case(
+        op,
+        Error::unsupported(
+            format!("k of {} bytes", (1u64 << 42) + 384),
+            "a buffer holds at most 2147483648 bytes on this device",
+            "split the tensor over batch or heads, or ask for the adapter's own limits when you \
+             create the device",
+        ),
+    );
+
+    let x = Layout::f32([3, 5]);
+    let mut case = |op: Softmax, error| table.push((op.into(), error));
+    case(
+        Softmax::new(x.clone(), 2),
+        invalid("axis", "2 of a tensor with 2 axes", "count axes from 0"),
+    );
+    case(
+        Softmax::new(x.clone(), 1).output(Layout::f32([5, 3])),
+        invalid(
+            "y",
+            "f32 [5, 3] where x is f32 [3, 5]",
+            "give the output the input's shape and element type",
+        ),
+    );
+    case(
+        Softmax::new(x.clone(), 1).scale(f32::NAN),
+        invalid("scale", "is not finite", "give a finite number"),
+    );
+    case(
+        Softmax::new(Layout::new(DType::Bool, [3, 5]), 1),
+        invalid("x", "elements are bool", "softmax takes f32 or f16"),
+    );
+    case(
+        Softmax::new(Layout::f32([3, 0]), 0),
+        invalid("x", "shape [3, 0] holds no element", empty),
+    );
+    case(
+        Softmax::new(Layout::f32([]), 0),
+        invalid("x", "shape [] holds no element", empty),
+    );
+    case(
+        Softmax::new(x.clone(), 1).output(x.clone().with_strides([1, 1])),
+        invalid(
+            "y",
+            "strides [1, 1] put several elements of shape [3, 5] in one place",
+            apart,
+        ),
+    );
+    let mut op = Softmax::new(x.clone(), 1).in_place();
+    op.y = x.clone().at(4);
+    case(
+        op,
+        invalid(
+            "y",
+            "its layout differs from x's, but the call is in place",
+            "use one layout for both",
+        ),
+    );
+    // Four axes of rows, none of which continues the next.
+    let scattered = Layout::f32([2, 2, 2, 2, 2]).with_strides([1000, 300, 90, 20, 1]);
+    case(
+        Softmax::new(scattered.clone(), 4).output(scattered),
+        Error::unsupported(
+            "x with 4 separate axes of rows",
+            "a kernel walks over three",
+            "make neighbouring axes contiguous, or call once per slice of one axis",
+        ),
+    );
+
+    for (op, error) in table {
+        assert_eq!(outline(op.clone(), &lavapipe()), Err(error), "{op:?}");
+    }
+}
+
+#[test]
+fn what_the_device_lacks_is_named() {
+    let no_f16 = Caps::minimum();
+    let half = Attention::new(
+        Layout::f16([1, 2, 4, 8]),
+        Layout::f16([1, 2, 6, 8]),
+        Layout::f16([1, 2, 6, 8]),
+    );
+    for (op, caps, words) in [
+        (Op::from(half), no_f16.clone(), "SHADER_F16"),
+        (
+            plain().bias(Layout::f16([4, 6])).into(),
+            no_f16.clone(),
+            "SHADER_F16",
+        ),
+        (
+            Softmax::new(Layout::f16([3, 5]), 1).into(),
+            no_f16,
+            "SHADER_F16",
+        ),
+        (
+            plain().mask(Layout::new(DType::Bool, [4, 6])).into(),
+            Caps {
+                max_storage_buffers: 4,
+                ..lavapipe()
+            },
+            "5 storage buffers, and the device allows 4",
+        ),
+        (
+            plain().into(),
+            Caps {
+                max_invocations: 32,
+                ..lavapipe()
+            },
+            "invocations per workgroup to merge",
+        ),
+    ] {
+        let error = outline(op, &caps).expect_err(words);
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    for (caps, argument) in [
+        (
+            Caps {
+                storage_alignment: 0,
+                ..lavapipe()
+            },
+            "caps.storage_alignment",
+        ),
+        (
+            Caps {
+                uniform_alignment: 48,
+                ..lavapipe()
+            },
+            "caps.uniform_alignment",
+        ),
+        (
+            Caps {
+                max_binding_bytes: 1 << 40,
+                ..lavapipe()
+            },
+            "caps.max_binding_bytes",
+        ),
+        (
+            Caps {
+                subgroup: Some((0, 0)),
+                ..lavapipe()
+            },
+            "caps.subgroup",
+        ),
+    ] {
+        let error = outline(plain(), &caps).expect_err(argument);
+        assert!(
+            matches!(&error, Error::Invalid { argument: found, .. } if found == argument),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn tuning_that_cannot_be_kept_is_an_error() {
+    let softmax = Op::from(Softmax::new(Layout::f32([64, 16]), 1));
+    let attention = Op::from(plain());
+    let tuning = Tuning::default();
+    let schedule = |schedule| Tuning {
+        schedule: Some(schedule),
+        ..tuning
+    };
+    let splits = Tuning {
+        splits: Some(0),
+        ..tuning
+    };
+    for (op, tuning, argument) in [
+        (&attention, splits, "tuning.splits"),
+        (&softmax, splits, "tuning.splits"),
+        (
+            &attention,
+            Tuning {
+                rows: Some(0),
+                ..tuning
+            },
+            "tuning.rows",
+        ),
+        (
+            &attention,
+            Tuning {
+                keys: Some(9),
+                ..tuning
+            },
+            "tuning.keys",
+        ),
+        (&attention, schedule(Schedule::Rows), "another"),
+        (&softmax, schedule(Schedule::Tile), "schedule tile"),
+    ] {
+        let error = Outline::new(op, &lavapipe(), &tuning).expect_err(argument);
+        assert!(error.to_string().contains(argument), "{error}");
+    }
+    let subgroup = schedule(Schedule::Subgroup);
+    let error = Outline::new(&attention, &Caps::minimum(), &subgroup).expect_err("no subgroups");
+    assert!(
+        error.to_string().contains("no subgroup operations"),
+        "{error}"
+    );
+}
+
+#[test]
+fn millions_of_slices_are_refused_at_once() {
+    let caps = Caps {
+        max_binding_bytes: 1024,
+        max_buffer_bytes: 1 << 40,
+        ..lavapipe()
+    };
+    let start = std::time::Instant::now();
+    for error in [
+        outline(Softmax::new(Layout::f32([1 << 30, 4]), 1), &caps),
+        outline(attention([1, 1, 1, 1, 1 << 28, 16, 16]), &caps),
+        outline(attention([1 << 20, 8, 8, 4, 4, 16, 16]), &caps),
+    ] {
+        let error = error.expect_err("far too many");
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    }
+    assert!(start.elapsed().as_secs() < 5);
+}
+
+fn any_caps() -> impl Strategy<Value = Caps> {
+    let binding = prop_oneof![
+        Just(128u64 << 20),
+        (4u64..4096).prop_map(|n| n * 256),
+        Just(1 << 31),
+    ];
+    let buffer = prop_oneof![Just(256u64 << 20), Just(1 << 34), Just(1 << 62)];
+    let subgroup = prop_oneof![
+        Just(None),
+        (0u32..8).prop_map(|n| Some((1 << n, 1 << n))),
+        Just(Some((4, 32))),
+    ];
+    let alignment = prop_oneof![Just(16u32), Just(32), Just(256)];
+    let groups = prop_oneof![Just(65_535u32), Just(100), Just(u32::MAX)];
+    let budget = prop_oneof![Just(65_535u32), Just(1 << 22), 0u32..2000, Just(u32::MAX)];
+    (
+        (binding, buffer, 0u32..12, alignment),
+        (0u32..64, 5u32..11, groups),
+        (subgroup, any::<bool>(), budget),
+    )
+        .prop_map(
+            |((binding, buffer, buffers, alignment), (kib, invocations, groups), rest)| {
+                let (subgroup, f16, loop_budget) = rest;
+                Caps {
+                    max_binding_bytes: binding,
+                    max_buffer_bytes: buffer,
+                    max_storage_buffers: buffers,
+                    storage_alignment: alignment,
+                    uniform_alignment: alignment,
+                    workgroup_bytes: kib << 10,
+                    max_invocations: 1 << invocations,
+                    max_workgroups: groups,
+                    subgroup,
+                    f16,
+                    loop_budget,
+                }
+            },
+        )
+}
+
+/// Lengths from ordinary to absurd.
+fn any_len() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        40 => 1u64..9,
+        20 => 1u64..2000,
+        4 => (0u32..63).prop_map(|bits| 1 << bits),
+        1 => Just(0),
+    ]
+}
+
+fn any_dtype() -> impl Strategy<Value = DType> {
+    prop_oneof![
+        20 => Just(DType::F32),
+        15 => Just(DType::F16),
+        1 => Just(DType::Bool),
+        1 => Just(DType::U32),
+    ]
+}
+
+/// A layout of a shape: contiguous, transposed, padded, repeated or with any strides at all.
+fn laid_out(dtype: DType, shape: Vec<u64>) -> impl Strategy<Value = Layout> {
+    let rank = shape.len();
+    let offset = prop_oneof![60 => Just(0u64), 30 => 0u64..100, 1 => any::<u64>()];
+    let stride = prop_oneof![
+        3 => 0u64..3000,
+        1 => (0u32..64).prop_map(|bits| 1u64 << bits),
+        1 => any::<u64>(),
+    ];
+    let kind = prop_oneof![
+        30 => Just(0u8),
+        15 => Just(1),
+        15 => Just(2),
+        2 => Just(3),
+        2 => Just(4),
+    ];
+    (
+        kind,
+        offset,
+        prop::collection::vec(stride, rank),
+        0..rank.max(1),
+        0..rank.max(1),
+    )
+        .prop_map(move |(kind, offset, strides, a, b)| {
+            let mut layout = Layout::new(dtype, shape.clone()).at(offset);
+            match kind {
+                1 => {
+                    // The strides of a buffer whose axes lie the other way round.
+                    let other = Layout::new(dtype, shape.clone()).transposed(a, b).shape;
+                    layout.strides = Layout::new(dtype, other).transposed(a, b).strides;
+                }
+                2 => {
+                    for stride in &mut layout.strides[..rank.saturating_sub(1)] {
+                        *stride = stride.saturating_add(a as u64 * 4).saturating_mul(3);
+                    }
+                }
+                3 => {
+                    if let Some(stride) = layout.strides.get_mut(a) {
+                        *stride = 0;
+                    }
+                }
+                4 => layout.strides = strides,
+                _ => {}
+            }
+            layout
+        })
+}
+
+fn any_scale() -> impl Strategy<Value = Option<f32>> {
+    prop_oneof![4 => Just(None), 2 => (-4.0f32..4.0).prop_map(Some), 1 => any::<f32>().prop_map(Some)]
+}
+
+fn any_softmax() -> impl Strategy<Value = Op> {
+    (prop::collection::vec(any_len(), 0..6), any_dtype())
+        .prop_flat_map(|(shape, dtype)| {
+            let rank = shape.len();
+            (
+                laid_out(dtype, shape.clone()),
+                laid_out(dtype, shape),
+                0..rank + 1,
+                (any_scale(), any::<bool>(), 0u8..3),
+            )
+        })
+        .prop_map(|(x, y, axis, (scale, log, output))| {
+            let mut op = Softmax::new(x, axis);
+            op.scale = scale;
+            op.log = log;
+            match output {
+                0 => op,
+                1 => op.in_place(),
+                _ => op.output(y),
+            }
+            .into()
+        })
+}
+
+/// Drops some leading axes and sets some lengths to 1, as masks may.
+fn broadcastable(shape: [u64; 4]) -> impl Strategy<Value = Vec<u64>> {
+    (0usize..4, 0u8..16).prop_map(move |(drop, ones)| {
+        (drop..4)
+            .map(|axis| {
+                if ones & (1 << axis) != 0 {
+                    1
+                } else {
+                    shape[axis]
+                }
+            })
+            .collect()
+    })
+}
+
+fn any_attention() -> impl Strategy<Value = Op> {
+    let dim = || prop_oneof![40 => 1u64..257, 1 => any_len()];
+    (
+        (any_len(), 1u64..5, 1u64..5, any_len(), any_len()),
+        (dim(), dim(), any_dtype(), any_dtype()),
+        any::<[bool; 5]>(),
+    )
+        .prop_flat_map(|(lens, rest, wanted)| {
+            let (b, hkv, group, m, n) = lens;
+            let (d, dv, dtype, other) = rest;
+            let hq = hkv * group;
+            let scores = [b, hq, m, n];
+            // An output of another type is an error: now and then.
+            let odd = if d % 32 == 0 { other } else { dtype };
+            let extra = move |dtype: DType| {
+                broadcastable(scores).prop_flat_map(move |shape| laid_out(dtype, shape))
+            };
+            (
+                (
+                    laid_out(dtype, vec![b, hq, m, d]),
+                    laid_out(dtype, vec![b, hkv, n, d]),
+                    laid_out(dtype, vec![b, hkv, n, dv]),
+                    laid_out(odd, vec![b, hq, m, dv]),
+                ),
+                (
+                    laid_out(DType::F32, vec![b, hq, m]),
+                    laid_out(DType::U32, vec![b]),
+                    extra(DType::Bool),
+                    extra(if other == DType::U32 {
+                        DType::F32
+                    } else {
+                        other
+                    }),
+                ),
+                (any_scale(), 0u8..3, Just(wanted)),
+            )
+        })
+        .prop_map(
+            |((q, k, v, o), (lse, lens, mask, bias), (scale, causal, wanted))| {
+                let mut op = Attention::new(q, k, v).causal(match causal {
+                    0 => Causal::None,
+                    1 => Causal::TopLeft,
+                    _ => Causal::BottomRight,
+                });
+                op.scale = scale;
+                if wanted[0] {
+                    op.o = o;
+                }
+                op.lse = wanted[1].then_some(lse);
+                op.kv_len = wanted[2].then_some(lens);
+                op.mask = wanted[3].then_some(mask);
+                op.bias = wanted[4].then_some(bias);
+                op.into()
+            },
+        )
+}
+
+fn any_tuning() -> impl Strategy<Value = Tuning> {
+    let schedule = prop_oneof![
+        6 => Just(None),
+        1 => Just(Some(Schedule::Subgroup)),
+        1 => Just(Some(Schedule::Tile)),
+        1 => Just(Some(Schedule::Rows)),
+        1 => Just(Some(Schedule::Ranges)),
+    ];
+    let number = || prop_oneof![5 => Just(None), 1 => (0u32..10).prop_map(Some)];
+    let splits = prop_oneof![
+        5 => Just(None),
+        2 => (0u32..10).prop_map(Some),
+        1 => any::<u32>().prop_map(Some),
+    ];
+    (schedule, number(), number(), splits).prop_map(|(schedule, rows, keys, splits)| Tuning {
+        schedule,
+        rows,
+        keys,
+        splits,
+    })
+}
+
+/// Plans, and checks what came out; says whether it was a plan.
+fn try_plan(op: &Op, caps: &Caps, tuning: &Tuning) -> Result<bool, TestCaseError> {
+    let start = std::time::Instant::now();
+    let result = Outline::new(op, caps, tuning);
+    prop_assert!(
+        start.elapsed().as_secs() < 10,
+        "planning took {:?}",
+        start.elapsed()
+    );
+    match result {
+        Ok(outline) => {
+            keeps_the_limits(&outline, caps).map_err(TestCaseError::fail)?;
+            Ok(true)
+        }
+        Err(error) => {
+            prop_assert!(
+                matches!(error, Error::Invalid { .. } | Error::Unsupported { .. }),
+                "{error:?}"
+            );
+            Ok(false)
+        }
+    }
+}
+
+fn sweep(op: impl Strategy<Value = Op>) {
+    let wanted = std::env::var("PROPTEST_CASES").ok();
+    let cases = wanted.and_then(|n| n.parse().ok()).unwrap_or(3000);
+    let caps = prop_oneof![
+        3 => Just(lavapipe()),
+        1 => Just(Caps::minimum()),
+        4 => any_caps(),
+    ];
+    let plans = std::cell::Cell::new(0);
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    runner
+        .run(&(op, caps, any_tuning()), |(op, caps, tuning)| {
+            if try_plan(&op, &caps, &tuning)? {
+                plans.set(plans.get() + 1);
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    println!("{} of {cases} random ops have a plan", plans.get());
+    assert!(plans.get() > cases / 10, "only {} plans", plans.get());
+}
+
+#[test]
+fn any_softmax_plans_or_fails_cleanly() {
+    sweep(any_softmax());
+}
+
+#[test]
+fn any_attention_plans_or_fails_cleanly() {
+    sweep(any_attention());
+}

@@ -1,0 +1,524 @@
+//! Every kernel and variant that plans can ask for, without a GPU: naga takes it, SPIR-V (checked
+//! by spirv-val where that is installed), MSL and HLSL come out of it, and what Rust says of it is
+//! what the WGSL says.
+
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use foveate::{
+    Attention, Caps, Causal, DType, Layout, Op, Schedule, Softmax, Tuning,
+    kernels::{
+        Kernel, STEMS, attention_merge, attention_tile, ceiling_fma, ceiling_stream, loop_count,
+    },
+    plan::Outline,
+};
+use naga::{
+    AddressSpace, StorageAccess,
+    back::{hlsl, msl, spv},
+    valid::{Capabilities, ValidationFlags, Validator},
+};
+
+/// A device with everything, whose subgroups have this many lanes.
+fn caps(lanes: u32) -> Caps {
+    Caps {
+        subgroup: Some((lanes, lanes)),
+        f16: true,
+        workgroup_bytes: 32 << 10,
+        max_invocations: 1024,
+        ..Caps::minimum()
+    }
+}
+
+fn float(half: bool) -> DType {
+    if half { DType::F16 } else { DType::F32 }
+}
+
+fn plan(op: impl Into<Op>, caps: &Caps, tuning: &Tuning, into: &mut BTreeSet<Kernel>) {
+    let op = op.into();
+    let outline = Outline::new(&op, caps, tuning)
+        .unwrap_or_else(|error| panic!("{op:?} does not plan: {error}"));
+    for step in outline.steps {
+        step.kernel
+            .supports(caps)
+            .unwrap_or_else(|reason| panic!("{:?} was planned, but {reason}", step.kernel));
+        into.insert(step.kernel);
+    }
+}
+
+fn attention(dtype: DType, head_dim: u64, value_dim: u64) -> Attention {
+    Attention::new(
+        Layout::new(dtype, [2, 4, 3, head_dim]),
+        Layout::new(dtype, [2, 2, 64, head_dim]),
+        Layout::new(dtype, [2, 2, 64, value_dim]),
+    )
+}
+
+/// Every combination of what attention reads and writes, both schedules, whole and split.
+fn attention_inputs(into: &mut BTreeSet<Kernel>) {
+    for half in [false, true] {
+        for bias in [None, Some(DType::F32), Some(DType::F16)] {
+            for bits in 0..8 {
+                for dim in [5, 8] {
+                    let mut op = attention(float(half), dim, dim).causal(Causal::BottomRight);
+                    if let Some(dtype) = bias {
+                        op = op.bias(Layout::new(dtype, [1, 1, 3, 64]));
+                    }
+                    if bits & 1 != 0 {
+                        op = op.mask(Layout::new(DType::Bool, [2, 1, 3, 64]));
+                    }
+                    if bits & 2 != 0 {
+                        op = op.kv_len(Layout::new(DType::U32, [2]));
+                    }
+                    if bits & 4 != 0 {
+                        op = op.with_lse();
+                    }
+                    for schedule in [Schedule::Subgroup, Schedule::Tile] {
+                        for splits in [1, 2] {
+                            let tuning = Tuning {
+                                schedule: Some(schedule),
+                                rows: Some(1),
+                                keys: Some(1),
+                                splits: Some(splits),
+                            };
+                            plan(op.clone(), &caps(8), &tuning, into);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Dims from 1 to 256, and subgroups of any size.
+fn attention_sizes(into: &mut BTreeSet<Kernel>) {
+    let small = Tuning {
+        rows: Some(1),
+        keys: Some(1),
+        ..Tuning::default()
+    };
+    for dim in 1..=256 {
+        let op = attention(DType::F32, dim, dim);
+        plan(op, &caps(8), &small, into);
+        let op = attention(DType::F32, dim, 257 - dim);
+        plan(op, &Caps::minimum(), &small, into);
+    }
+    for (head_dim, value_dim) in [
+        (1, 1),
+        (5, 5),
+        (16, 16),
+        (40, 40),
+        (64, 64),
+        (80, 80),
+        (128, 128),
+        (64, 256),
+        (256, 8),
+        (256, 256),
+    ] {
+        for lanes in [4, 8] {
+            let op = attention(DType::F32, head_dim, value_dim);
+            plan(op, &caps(lanes), &Tuning::default(), into);
+        }
+        for half in [false, true] {
+            let op = attention(float(half), head_dim, value_dim).with_lse();
+            plan(op, &caps(32), &Tuning::default(), into);
+        }
+    }
+    let subgroup = Tuning {
+        schedule: Some(Schedule::Subgroup),
+        ..small
+    };
+    for lanes in [4, 8, 16, 32, 64, 128] {
+        for half in [false, true] {
+            let op = attention(float(half), 40, 24);
+            plan(op, &caps(lanes), &subgroup, into);
+        }
+    }
+}
+
+fn softmax_ops(into: &mut BTreeSet<Kernel>) {
+    let no_subgroups = Caps {
+        f16: true,
+        ..Caps::minimum()
+    };
+    for caps in [no_subgroups, caps(4), caps(8), caps(32)] {
+        for bits in 0..8 {
+            for length in [1, 5, 32, 33, 64, 257, 1000, 1024, 4096, 4097] {
+                for (shape, axis) in [([3, length], 1), ([length, 300], 0)] {
+                    let x = Layout::new(float(bits & 1 != 0), shape);
+                    let mut op = Softmax::new(x, axis).scale(0.5);
+                    op.log = bits & 2 != 0;
+                    if bits & 4 != 0 {
+                        op = op.in_place();
+                    }
+                    for splits in [None, Some(2)] {
+                        let tuning = Tuning {
+                            splits,
+                            ..Tuning::default()
+                        };
+                        plan(op.clone(), &caps, &tuning, into);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn kernels() -> Vec<Kernel> {
+    let mut set = BTreeSet::new();
+    attention_inputs(&mut set);
+    attention_sizes(&mut set);
+    softmax_ops(&mut set);
+    set.extend([
+        ceiling_fma::Variant { workgroup: 64 }.into(),
+        ceiling_stream::Variant {
+            copy: false,
+            workgroup: 256,
+        }
+        .into(),
+        ceiling_stream::Variant {
+            copy: true,
+            workgroup: 64,
+        }
+        .into(),
+        Kernel::from(loop_count::Variant {}),
+    ]);
+    set.into_iter().collect()
+}
+
+/// A module with what the tests ask of it.
+struct Reflected {
+    module: naga::Module,
+    info: naga::valid::ModuleInfo,
+}
+
+impl Reflected {
+    fn new(wgsl: &str) -> Result<Self, String> {
+        let module =
+            naga::front::wgsl::parse_str(wgsl).map_err(|error| error.emit_to_string(wgsl))?;
+        let allowed = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+        let info = Validator::new(ValidationFlags::all(), allowed)
+            .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+            .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+            .validate(&module)
+            .map_err(|error| error.emit_to_string(wgsl))?;
+        Ok(Self { module, info })
+    }
+
+    /// A u32 constant of the module.
+    fn constant(&self, name: &str) -> u32 {
+        let (_, constant) = self
+            .module
+            .constants
+            .iter()
+            .find(|(_, constant)| constant.name.as_deref() == Some(name))
+            .unwrap_or_else(|| panic!("no constant {name}"));
+        match self.module.global_expressions[constant.init] {
+            naga::Expression::Literal(naga::Literal::U32(value)) => value,
+            ref other => panic!("{name} is {other:?}"),
+        }
+    }
+
+    /// Name, type and offset of the fields of `struct Params`.
+    fn params(&self) -> Vec<(String, &'static str, u32)> {
+        let (_, ty) = self
+            .module
+            .types
+            .iter()
+            .find(|(_, ty)| ty.name.as_deref() == Some("Params"))
+            .expect("every kernel has a struct Params");
+        let naga::TypeInner::Struct { members, .. } = &ty.inner else {
+            panic!("Params is no struct");
+        };
+        members
+            .iter()
+            .map(|member| {
+                let kind = match self.module.types[member.ty].inner {
+                    naga::TypeInner::Scalar(naga::Scalar::U32) => "u32",
+                    naga::TypeInner::Scalar(naga::Scalar::I32) => "i32",
+                    naga::TypeInner::Scalar(naga::Scalar::F32) => "f32",
+                    _ => "something else",
+                };
+                let name = member.name.clone().expect("members have names");
+                (name, kind, member.offset)
+            })
+            .collect()
+    }
+
+    /// Bindings as naga sees them: number, name, whether uniform, whether writable.
+    fn bindings(&self) -> Vec<(u32, String, bool, bool)> {
+        let mut list: Vec<_> = self
+            .module
+            .global_variables
+            .iter()
+            .filter_map(|(_, global)| {
+                let binding = global.binding?;
+                assert_eq!(binding.group, 0);
+                let writable = match global.space {
+                    AddressSpace::Storage { access } => access.contains(StorageAccess::STORE),
+                    _ => false,
+                };
+                let uniform = global.space == AddressSpace::Uniform;
+                let name = global.name.clone().expect("bindings have names");
+                Some((binding.binding, name, uniform, writable))
+            })
+            .collect();
+        list.sort();
+        list
+    }
+
+    fn workgroup_bytes(&self) -> u32 {
+        let types = &self.module.types;
+        self.module
+            .global_variables
+            .iter()
+            .filter(|(_, global)| global.space == AddressSpace::WorkGroup)
+            .map(|(_, global)| types[global.ty].inner.size(self.module.to_ctx()))
+            .sum()
+    }
+}
+
+fn eq<T: PartialEq + std::fmt::Debug>(what: &str, wgsl: T, rust: T) -> Result<(), String> {
+    if wgsl == rust {
+        Ok(())
+    } else {
+        Err(format!("{what}: {wgsl:?} in WGSL, {rust:?} in Rust"))
+    }
+}
+
+/// Holds what Rust says of a kernel against the module.
+fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
+    let shader = kernel.shader()?;
+    let rust: Vec<_> = kernel
+        .param_fields()
+        .iter()
+        .enumerate()
+        .map(|(place, &(name, kind))| (name.to_owned(), kind, place as u32 * 4))
+        .collect();
+    eq("Params", module.params(), rust)?;
+
+    let rust: Vec<_> = shader
+        .bindings
+        .iter()
+        .map(|b| (b.index, b.name.clone(), b.uniform, b.writable))
+        .collect();
+    let storage = rust.iter().filter(|binding| !binding.2).count();
+    eq("bindings", module.bindings(), rust)?;
+    if storage > 8 {
+        return Err(format!("{storage} storage buffers"));
+    }
+    // A binding that no statement uses is missing from a pipeline's own layout.
+    let used = module.info.get_entry_point(0);
+    for (handle, global) in module.module.global_variables.iter() {
+        if used[handle].is_empty() {
+            return Err(format!("{:?} is declared and never used", global.name));
+        }
+    }
+
+    let entry = match module.module.entry_points.as_slice() {
+        [entry] => entry,
+        other => return Err(format!("{} entry points", other.len())),
+    };
+    eq("entry point", entry.name.as_str(), "main")?;
+    let (workgroup, memory) = match kernel {
+        Kernel::AttentionSubgroup(variant) => {
+            for (name, rust) in [
+                ("SUBGROUP", variant.subgroup),
+                ("ROWS", variant.rows),
+                ("KEYS", variant.keys),
+                ("D4", variant.d4),
+                ("V4", variant.v4),
+            ] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (variant.subgroup, 0)
+        }
+        Kernel::AttentionTile(variant) => {
+            for name in ["ROWS", "KEYS", "CHUNK"] {
+                eq(name, module.constant(name), attention_tile::TILE)?;
+            }
+            eq("V_CHUNKS", module.constant("V_CHUNKS"), variant.v_chunks)?;
+            (attention_tile::THREADS, attention_tile::WORKGROUP_BYTES)
+        }
+        Kernel::AttentionMerge(_) => (attention_merge::WORKGROUP, 0),
+        Kernel::Softmax(variant) => {
+            eq("LANES", module.constant("LANES"), variant.lanes)?;
+            eq("BLOCK", module.constant("BLOCK"), variant.block)?;
+            (variant.workgroup, variant.workgroup_bytes())
+        }
+        Kernel::CeilingFma(variant) => {
+            let per_iteration = module.constant("CHAINS") * module.constant("STEPS") * 2;
+            eq("operations", per_iteration.into(), ceiling_fma::OPERATIONS)?;
+            (variant.workgroup, 0)
+        }
+        Kernel::CeilingStream(variant) => {
+            eq(
+                "LOADS",
+                module.constant("LOADS").into(),
+                ceiling_stream::LOADS,
+            )?;
+            (variant.workgroup, 0)
+        }
+        Kernel::LoopCount(_) => (1, 0),
+    };
+    eq("workgroup", entry.workgroup_size, [workgroup, 1, 1])?;
+    eq("workgroup memory", module.workgroup_bytes(), memory)
+}
+
+fn write_spirv(module: &Reflected) -> Result<Vec<u8>, String> {
+    let options = spv::Options {
+        lang_version: (1, 3),
+        ..Default::default()
+    };
+    let words = spv::write_vec(&module.module, &module.info, &options, None)
+        .map_err(|error| format!("SPIR-V: {error}"))?;
+    Ok(words.iter().flat_map(|word| word.to_le_bytes()).collect())
+}
+
+fn write_msl(module: &Reflected) -> Result<(), String> {
+    let options = msl::Options {
+        lang_version: (2, 4),
+        ..Default::default()
+    };
+    let pipeline = msl::PipelineOptions::default();
+    msl::write_string(&module.module, &module.info, &options, &pipeline)
+        .map(|_| ())
+        .map_err(|error| format!("MSL: {error}"))
+}
+
+fn write_hlsl(module: &Reflected) -> Result<(), String> {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        ..Default::default()
+    };
+    let pipeline = hlsl::PipelineOptions::default();
+    let mut text = String::new();
+    hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module.module, &module.info, None)
+        .map(|_| ())
+        .map_err(|error| format!("HLSL: {error}"))
+}
+
+fn spirv_val_is_there() -> bool {
+    Command::new("spirv-val")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+fn spirv_val(bytes: &[u8]) -> Result<(), String> {
+    let fail = |error: std::io::Error| format!("spirv-val: {error}");
+    let mut child = Command::new("spirv-val")
+        .args(["--target-env", "vulkan1.1", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(fail)?;
+    // The pipe is dropped here, which ends the program's input.
+    let written = child.stdin.take().map(|mut pipe| pipe.write_all(bytes));
+    let output = child.wait_with_output().map_err(fail)?;
+    if !output.status.success() {
+        return Err(format!(
+            "spirv-val: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    }
+    written.unwrap_or(Ok(())).map_err(fail)
+}
+
+fn check(kernel: Kernel, with_spirv_val: bool) -> Result<(), String> {
+    let module = Reflected::new(&kernel.shader()?.wgsl)?;
+    agrees(kernel, &module)?;
+    write_msl(&module)?;
+    write_hlsl(&module)?;
+    let spirv = write_spirv(&module)?;
+    if with_spirv_val {
+        spirv_val(&spirv)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_variant_is_valid_on_every_backend_and_agrees_with_rust() {
+    let kernels = kernels();
+    let with_spirv_val = spirv_val_is_there();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut failures = Vec::new();
+        while let Some(&kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(message) = check(kernel, with_spirv_val) {
+                failures.push(format!("{kernel:?}\n{message}"));
+            }
+        }
+        failures
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("a worker panicked"))
+            .collect()
+    });
+    let (validated, skipped) = if with_spirv_val {
+        (kernels.len(), 0)
+    } else {
+        (0, kernels.len())
+    };
+    println!(
+        "{} kernels checked; spirv-val: {validated} checked, {skipped} skipped because it is not \
+         installed",
+        kernels.len(),
+    );
+    for stem in STEMS {
+        let count = kernels.iter().filter(|k| k.stem() == *stem).count();
+        println!("  {stem}: {count}");
+        assert!(count > 0, "no variant of {stem} was checked");
+    }
+    assert!(
+        failures.is_empty(),
+        "{} of {} kernels fail; the first:\n{}",
+        failures.len(),
+        kernels.len(),
+        failures[0]
+    );
+    assert!(kernels.len() >= 300, "only {} kernels", kernels.len());
+}
+
+/// The checks above would be blind if they let any of these through.
+#[test]
+fn the_checks_see_what_does_not_agree() {
+    let kernel = Kernel::from(attention_merge::Variant {
+        f16: false,
+        lse: true,
+    });
+    let shader = kernel.shader().expect("builds");
+    for changes in [
+        [("q_len", "q_length")].as_slice(),
+        &[
+            ("params.splits", "u32(params.splits)"),
+            (" splits: u32", " splits: i32"),
+        ],
+        &[("WORKGROUP: u32 = 64u", "WORKGROUP: u32 = 32u")],
+        &[("@binding(3)", "@binding(9)")],
+        &[(
+            "var<storage, read> scratch",
+            "var<storage, read_write> scratch",
+        )],
+    ] {
+        let mut wgsl = shader.wgsl.clone();
+        for (from, to) in changes {
+            assert!(wgsl.contains(from), "{from} is no longer in the file");
+            wgsl = wgsl.replace(from, to);
+        }
+        let module = Reflected::new(&wgsl).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
+        assert!(agrees(kernel, &module).is_err(), "{changes:?} passed");
+    }
+}
