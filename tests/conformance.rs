@@ -264,7 +264,7 @@ fn a_filter_that_matches_nothing_is_an_error() {
         .args(["verify", "--filter", "no such case"])
         .output()
         .expect("the program starts");
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("--filter"), "{text}");
 }
