@@ -73,15 +73,15 @@ fn sum_of(u: Unit) -> f32 {
 }
 //@endif
 
-// z at unit `n` of a row that starts at `at`.
+// z at unit `n` of a row that starts at `at`. It may be minus infinity, which is only ever compared,
+// or less a finite maximum: no sum or difference of infinities.
 fn load(at: u32, n: u32) -> Unit {
     let place = (at + n * WIDTH * params.x_element) / WIDTH;
 //@if IN_PLACE
-    let z = Unit(y[place]) * params.scale;
+    return Unit(y[place]) * params.scale;
 //@else
-    let z = Unit(x[place]) * params.scale;
+    return Unit(x[place]) * params.scale;
 //@endif
-    return select(z, Unit(FLOOR), z <= Unit(FLOOR));
 }
 
 // exp(z - maximum), exactly 0 where z is hidden.

@@ -1,18 +1,16 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
-use crate::{
-    Attention, Causal, DType, Op, Softmax,
-    bench::Ceilings,
-    ops::{Slot, dims},
-};
+use crate::{Attention, Causal, Op, Softmax, bench::Ceilings, ops::dims};
 
 /// The least that an op can cost.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cost {
     /// Floating-point operations; a multiply-add counts as two.
     pub operations: f64,
-    /// Bytes: every input read once, every output written once.
-    pub bytes: f64,
+    /// Bytes read: every input once.
+    pub read_bytes: f64,
+    /// Bytes written: every output once.
+    pub written_bytes: f64,
 }
 
 impl Cost {
@@ -23,38 +21,69 @@ impl Cost {
 
     /// GB/s (10^9 bytes) when it takes this long.
     pub fn gbps(&self, ms: f64) -> f64 {
-        self.bytes / ms / 1e6
+        self.bytes() / ms / 1e6
+    }
+
+    /// Bytes read and written.
+    pub fn bytes(&self) -> f64 {
+        self.read_bytes + self.written_bytes
+    }
+
+    /// The least time that the device's arithmetic allows, in ms.
+    pub fn arithmetic_ms(&self, ceilings: &Ceilings) -> f64 {
+        self.operations / ceilings.fma_gflops / 1e6
+    }
+
+    /// The least time that the device's memory allows, in ms: bytes that are read and written pass
+    /// at the rate of the copy, the rest at that of the read.
+    pub fn memory_ms(&self, ceilings: &Ceilings) -> f64 {
+        let copied = 2.0 * self.read_bytes.min(self.written_bytes);
+        let rest = self.bytes() - copied;
+        (copied / ceilings.copy_gbps + rest / ceilings.read_gbps) / 1e6
     }
 
     /// Share of the lower roofline: the least time that the device's ceilings allow, over the time
     /// taken.
     pub fn share(&self, ms: f64, ceilings: &Ceilings) -> f64 {
-        let arithmetic = self.operations / ceilings.fma_gflops / 1e6;
-        let memory = self.bytes / ceilings.read_gbps / 1e6;
-        arithmetic.max(memory) / ms
+        self.arithmetic_ms(ceilings).max(self.memory_ms(ceilings)) / ms
+    }
+}
+
+impl std::ops::Add for Cost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            operations: self.operations + other.operations,
+            read_bytes: self.read_bytes + other.read_bytes,
+            written_bytes: self.written_bytes + other.written_bytes,
+        }
     }
 }
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element.
 pub fn cost(op: &Op) -> Cost {
-    let bytes = op
-        .tensors()
-        .into_iter()
-        .map(|(slot, layout)| {
-            let passes = if in_place(op) && slot == Slot::Y {
-                2
-            } else {
-                1
-            };
-            (stored(layout) * passes) as f64
-        })
-        .sum();
+    let mut read_bytes = 0.0;
+    let mut written_bytes = 0.0;
+    for (slot, layout) in op.tensors() {
+        let bytes = stored(layout) as f64;
+        if slot.is_output() {
+            written_bytes += bytes;
+        }
+        if !slot.is_output() || in_place(op) {
+            read_bytes += bytes;
+        }
+    }
     let operations = match op {
         Op::Softmax(Softmax { x, .. }) => 5.0 * x.elements() as f64,
         Op::Attention(op) => attention_operations(op),
     };
-    Cost { operations, bytes }
+    Cost {
+        operations,
+        read_bytes,
+        written_bytes,
+    }
 }
 
 fn in_place(op: &Op) -> bool {
@@ -69,7 +98,7 @@ fn stored(layout: &crate::Layout) -> u64 {
         .zip(&layout.strides)
         .map(|(&len, &stride)| if stride == 0 { 1 } else { len })
         .product();
-    elements * layout.dtype.size().max(DType::Bool.size())
+    elements * layout.dtype.size()
 }
 
 fn attention_operations(op: &Attention) -> f64 {

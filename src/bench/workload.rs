@@ -172,7 +172,7 @@ impl Workload {
         let plan = gpu.engine().plan_with(&op, tuning)?;
         let cost = cost(&op);
         // Sets of tensors in turn, so that none is still in a cache.
-        let sets = ((PAST_CACHES / cost.bytes) as usize).clamp(1, MOST_SETS);
+        let sets = ((PAST_CACHES / cost.bytes()) as usize).clamp(1, MOST_SETS);
         let sets = (0..sets as u64)
             .map(|seed| Set::new(gpu, &op, seed))
             .collect::<Result<Vec<_>>>()?;

@@ -234,11 +234,12 @@ impl Attention {
                 layout.broadcast(name, &scores)?;
             }
         }
-        if !self.effective_scale().is_finite() {
+        // Kernels work in base 2, so the scale times log2(e) must be finite too.
+        if !(self.effective_scale() * std::f32::consts::LOG2_E).is_finite() {
             return Err(Error::invalid(
                 "scale",
-                format!("{} is not finite", self.effective_scale()),
-                "give a finite number",
+                format!("{} is not finite, or too large", self.effective_scale()),
+                "give a number below 2e38",
             ));
         }
         self.o.check_output("o")

@@ -54,7 +54,8 @@ pub struct Tuning {
     /// Keys per step, subgroup schedule: 1 to 8. Fewer compile faster.
     #[serde(default)]
     pub keys: Option<u32>,
-    /// Ranges into which the keys are split at least.
+    /// Ranges into which the keys, or the rows of a softmax, are split: more where the loop budget
+    /// asks for it, fewer where a range would be shorter than a step.
     #[serde(default)]
     pub splits: Option<u32>,
 }
@@ -123,6 +124,20 @@ impl Outline {
                      when you create the device",
                 ));
             }
+        }
+        let schedules: &[Schedule] = match op {
+            Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
+            Op::Attention(_) => &[Schedule::Subgroup, Schedule::Tile],
+        };
+        if let Some(wanted) = tuning.schedule
+            && !schedules.contains(&wanted)
+        {
+            let names: Vec<String> = schedules.iter().map(Schedule::to_string).collect();
+            return Err(Error::invalid(
+                "tuning.schedule",
+                format!("this op has no schedule `{wanted}`"),
+                format!("choose among {}", names.join(", ")),
+            ));
         }
         let outline = match op {
             Op::Softmax(op) => softmax::outline(op, caps, tuning)?,

@@ -193,17 +193,13 @@ fn measure(
 
     let gpu_ms = in_a_row.gpu.unwrap_or(in_a_row.wall).scaled(1.0 / count);
     let ms = gpu_ms.median;
-    let memory_bound = cost.bytes / ceilings.read_gbps > cost.operations / ceilings.fma_gflops;
+    let memory_bound = cost.memory_ms(&ceilings) > cost.arithmetic_ms(&ceilings);
     let figures = Figures {
         schedule,
         gpu_ms,
         wall_ms: alone.wall,
         share: cost.share(ms, &ceilings),
-        bound: if memory_bound {
-            "read bandwidth"
-        } else {
-            "arithmetic"
-        },
+        bound: if memory_bound { "memory" } else { "arithmetic" },
         ceilings,
         gflops: cost.gflops(ms),
         gbps: cost.gbps(ms),
@@ -228,18 +224,10 @@ fn measure(
 /// The least that a layer costs: that of each passage with its valid keys alone.
 fn least(layer: &Layer) -> Cost {
     let [_, heads, len, dim] = layer.shape();
-    let zero = Cost {
-        operations: 0.0,
-        bytes: 0.0,
-    };
-    layer.lens.iter().fold(zero, |sum, &keys| {
+    layer.lens.iter().fold(Cost::default(), |sum, &keys| {
         let keys = Layout::f32([1, heads, keys.into(), dim]);
         let op = Attention::new(Layout::f32([1, heads, len, dim]), keys.clone(), keys).with_lse();
-        let one = cost(&op.into());
-        Cost {
-            operations: sum.operations + one.operations,
-            bytes: sum.bytes + one.bytes,
-        }
+        sum + cost(&op.into())
     })
 }
 
@@ -395,6 +383,6 @@ mod tests {
         // 2 (dim + dim) operations for each query, head and valid key.
         assert_eq!(cost.operations, 2.0 * 64.0 * 79.0 * 12.0 * (79.0 + 50.0));
         layer.lens = vec![79, 79];
-        assert!(least(&layer).bytes > cost.bytes);
+        assert!(least(&layer).bytes() > cost.bytes());
     }
 }
