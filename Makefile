@@ -19,9 +19,17 @@ demo:
 
 # One feature set for all tests, so that dependencies are built once. `noop` adds wgpu's device that
 # computes nothing and hides nothing.
+# SwiftShader, where Debian's chromium-common has brought it: a third software device, with subgroups of 4.
+SWIFTSHADER := $(wildcard /usr/lib/chromium/vk_swiftshader_icd.json)
 test:
 	@scripts/vulkan.sh --tests
 	$(CARGO) test $(LOCKED) --workspace --features noop
+ifneq ($(SWIFTSHADER),)
+	WGPU_BACKEND=vulkan VK_ICD_FILENAMES=$(SWIFTSHADER) VK_DRIVER_FILES=$(SWIFTSHADER) \
+	    $(CARGO) test $(LOCKED) --features noop --test attention --test softmax --test bad_input
+else
+	@echo 'skipped: SwiftShader is not there (Debian and Ubuntu: package chromium-common)'
+endif
 	$(CARGO) check $(LOCKED) --no-default-features --lib
 
 bench:
