@@ -17,10 +17,11 @@ demo:
 	@scripts/vulkan.sh
 	$(CARGO) run $(LOCKED) --release -- demo
 
-# One feature set for all tests, so that dependencies are built once. `noop` adds wgpu's device that
-# computes nothing and hides nothing.
 # SwiftShader, where Debian's chromium-common has brought it: a third software device, with subgroups of 4.
 SWIFTSHADER := $(wildcard /usr/lib/chromium/vk_swiftshader_icd.json)
+
+# One feature set for all tests, so that dependencies are built once. `noop` adds wgpu's device that
+# computes nothing and hides nothing.
 test:
 	@scripts/vulkan.sh --tests
 	$(CARGO) test $(LOCKED) --workspace --features noop

@@ -208,8 +208,14 @@ if [ -n "$missing$lacking" ]; then
     set -- $(packages $missing $lacking)
     if [ "$manager" = apt-get ] && find_root; then
         say "Not found on this system:$missing$lacking"
-        if ! install "$@" && [ -n "$missing" ]; then
+        # What is needed first: what only some tests use must not stand in its way.
+        # shellcheck disable=SC2046,SC2086 # lists of words
+        if [ -n "$missing" ] && ! install $(packages $missing); then
             stop "apt-get could not install them. Try it by hand:  $(command_for "$@")"
+        fi
+        # shellcheck disable=SC2046,SC2086 # lists of words
+        if [ -n "$lacking" ] && ! install $(packages $lacking); then
+            say "apt-get could not install what some tests use"
         fi
         look
         if [ -n "$missing" ]; then

@@ -1,4 +1,4 @@
-//! Attention on any GPU: WGSL compute shaders, planned, tuned and cached by Rust on [`wgpu`].
+//! Attention on any GPU: WGSL compute shaders, planned, specialised and cached by Rust on [`wgpu`].
 //!
 //! An op ([`Attention`], [`Softmax`]) is plain data: what to compute, on tensors of which layout.
 //! For a device, it is planned (a schedule is chosen and compiled), bound to buffers, and recorded
@@ -90,7 +90,7 @@
 //! | [`Gpu`], [`Tensor`], [`adapters`], [`choose`] | for those with no device |
 //! | [`kernels`], [`shader`] | the kernels' variants, and the WGSL made for each |
 //! | [`reference`](mod@reference) | the ops in f64 on the CPU, and the error measure |
-//! | [`Error`] | every error names the argument, what was found, and the remedy |
+//! | [`Error`] | errors; those about arguments name the argument, what was found, and the remedy |
 //!
 //! # Features
 //!

@@ -82,9 +82,9 @@ pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::
             .collect();
         Error::NoAdapter {
             found: format!(
-                "none matches `{}`; there are {}",
+                "`{}` (from --adapter or {ADAPTER_VARIABLE}) matches none of these: {}",
                 choice.unwrap_or_default(),
-                names.join(", ")
+                names.join("; ")
             ),
             remedy: "give a number, or a part of a name, driver or backend".into(),
         }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Problem, gpus, name};
+use common::{Problem, gpus, name, say};
 use foveate::{Caps, Causal, DType, Gpu, Schedule, Tuning};
 
 /// Variants that compile fast, for sweeps over shapes.
@@ -30,7 +30,10 @@ fn both(check: impl Fn(&Gpu, &Tuning, &str)) {
         for (number, tuning) in [CHEAP, TILE].iter().enumerate() {
             let subgroups = gpu.engine().caps().fixed_subgroup().is_some();
             if number == 0 && !subgroups {
-                println!("skipped: {} has no fixed subgroup size", name(gpu));
+                say(format_args!(
+                    "skipped: {} has no fixed subgroup size",
+                    name(gpu)
+                ));
                 continue;
             }
             let label = format!("{}, {:?}", name(gpu), tuning.schedule);
@@ -172,7 +175,7 @@ fn half_precision_storage() {
     let mut ran = 0;
     for gpu in gpus() {
         if !gpu.engine().caps().f16 {
-            println!("skipped: {} has no f16", name(gpu));
+            say(format_args!("skipped: {} has no f16", name(gpu)));
             continue;
         }
         for tuning in [CHEAP, TILE] {
@@ -192,7 +195,10 @@ fn half_precision_storage() {
         }
         ran += 1;
     }
-    println!("f16 ran on {ran} of {} adapters", gpus().len());
+    say(format_args!(
+        "f16 ran on {ran} of {} adapters",
+        gpus().len()
+    ));
 }
 
 /// With keys of zero and one-hot values the output is the attention weights: hidden keys must have
@@ -326,7 +332,10 @@ fn variants_that_ship() {
         let software = gpu.info().backend == wgpu::Backend::Gl || name(gpu).contains("SwiftShader");
         for dim in [8, 64, 128, 256] {
             if software && dim > 64 {
-                println!("skipped: dim {dim} on {}, which compiles slowly", name(gpu));
+                say(format_args!(
+                    "skipped: dim {dim} on {}, which compiles slowly",
+                    name(gpu)
+                ));
                 continue;
             }
             let mut problem = Problem::new([1, 2, 1], [40, 70], dim);

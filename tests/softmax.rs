@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{gpus, name, place, untouched_around};
+use common::{gpus, name, place, say, untouched_around};
 use foveate::{
     Caps, DType, Gpu, Layout, Schedule, Softmax, SoftmaxArgs, Tuning,
     reference::{self, noise},
@@ -100,7 +100,7 @@ fn half_precision_storage() {
     let mut ran = 0;
     for gpu in gpus() {
         if !gpu.engine().caps().f16 {
-            println!("skipped: {} has no f16", name(gpu));
+            say(format_args!("skipped: {} has no f16", name(gpu)));
             continue;
         }
         for length in [7, 64, 1000] {
@@ -110,7 +110,10 @@ fn half_precision_storage() {
         }
         ran += 1;
     }
-    println!("f16 ran on {ran} of {} adapters", gpus().len());
+    say(format_args!(
+        "f16 ran on {ran} of {} adapters",
+        gpus().len()
+    ));
 }
 
 #[test]

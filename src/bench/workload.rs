@@ -75,6 +75,8 @@ struct File {
 /// One row of a benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
+    /// Always "row": tells it from other lines of JSON.
+    pub kind: &'static str,
     /// What the workload is called.
     pub workload: String,
     /// The op and its shape, in words.
@@ -93,8 +95,18 @@ pub struct Row {
     pub ceiling_share: f64,
     /// `max |o - reference| / RMS(reference)` against f64.
     pub err: f64,
+    /// The most that `err` may be: 1e-5 (f16 storage: 2e-3) of the largest element, on the same
+    /// scale, and of the RMS at least.
+    pub err_limit: f64,
     /// Scratch.
     pub scratch_bytes: u64,
+}
+
+impl Row {
+    /// Whether the result is right.
+    pub fn passed(&self) -> bool {
+        self.err <= self.err_limit
+    }
 }
 
 impl Workload {
@@ -103,13 +115,18 @@ impl Workload {
     /// # Errors
     /// [`Error::Invalid`] with the place in the text.
     pub fn parse(text: &str) -> Result<Vec<Self>> {
-        let file: File = toml::from_str(text).map_err(|error| {
+        let wrong = |found: String| {
             Error::invalid(
                 "shapes",
-                error.to_string(),
-                "write it as benches/shapes.toml",
+                found,
+                "write tables like: [[workload]] name = \"mine\" op = \"attention\" q_heads = 8 \
+                 kv_heads = 8 q_len = 1024 kv_len = 1024 head_dim = 64, one setting a line",
             )
-        })?;
+        };
+        let file: File = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        if file.workload.is_empty() {
+            return Err(wrong("there is no workload".into()));
+        }
         Ok(file.workload)
     }
 
@@ -182,12 +199,13 @@ impl Workload {
             .collect::<Result<Vec<_>>>()?;
         let timing = time(gpu, &calls, runs)?;
         // Every set was run in the timed loop or just before; the last one is looked at.
-        let err = match sets.last() {
+        let (err, err_limit) = match sets.last() {
             Some(set) => set.error(gpu, &op)?,
-            None => f64::INFINITY,
+            None => (f64::INFINITY, 0.0),
         };
         let ms = timing.median();
         Ok(Row {
+            kind: "row",
             workload: self.name().into(),
             shape: self.describe(),
             schedule: plan.outline().schedule.to_string(),
@@ -197,6 +215,7 @@ impl Workload {
             gbps: cost.gbps(ms),
             ceiling_share: cost.share(ms, ceilings),
             err,
+            err_limit,
             scratch_bytes: plan.scratch_bytes(),
         })
     }
@@ -300,7 +319,8 @@ impl Set {
         plan.bind(args)
     }
 
-    fn error(&self, gpu: &Gpu, op: &Op) -> Result<f64> {
+    /// The error, and the most that it may be.
+    fn error(&self, gpu: &Gpu, op: &Op) -> Result<(f64, f64)> {
         let wide: Vec<Vec<f64>> = self
             .inputs
             .iter()
@@ -334,6 +354,17 @@ impl Set {
             }
             _ => Vec::new(),
         };
-        Ok(reference::error(&gpu.download(&self.output)?, &expected))
+        let rounding = match self.output.layout().dtype {
+            DType::F16 => 2e-3,
+            _ => 1e-5,
+        };
+        let squares: f64 = expected.iter().map(|x| x * x).sum();
+        let rms = (squares / expected.len().max(1) as f64).sqrt();
+        let largest = expected.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        let limit = rounding * (largest / rms).max(1.0);
+        Ok((
+            reference::error(&gpu.download(&self.output)?, &expected),
+            limit,
+        ))
     }
 }

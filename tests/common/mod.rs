@@ -19,15 +19,21 @@ pub fn gpus() -> &'static [Gpu] {
             .collect();
         assert!(!gpus.is_empty(), "no adapter: run scripts/vulkan.sh");
         for gpu in &gpus {
-            println!("adapter: {}", name(gpu));
+            say(format_args!("adapter: {}", name(gpu)));
         }
         for wanted in ["llvmpipe (vulkan)", "llvmpipe (gl)", "SwiftShader"] {
             if !gpus.iter().any(|gpu| name(gpu).contains(wanted)) {
-                println!("skipped: {wanted} is not there");
+                say(format_args!("skipped: {wanted} is not there"));
             }
         }
         gpus
     })
+}
+
+/// Prints past the test harness, which hides what passing tests print.
+pub fn say(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A short name: device and backend.
