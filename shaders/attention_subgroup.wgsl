@@ -204,7 +204,7 @@ fn main(
             for (var c = 0u; c < KEYS; c++) {
                 var s = score[r * KEYS + c];
 //@if BIAS
-                s += floored(f32(bias[bias_row[r] + min(j + c, end - 1u) * params.bias_key]) * LOG2_E);
+                s = biased(s, f32(bias[bias_row[r] + min(j + c, end - 1u) * params.bias_key]));
 //@endif
                 var visible = j + c < limit[r];
 //@if MASK

@@ -167,7 +167,7 @@ fn main(
                 let key = j + x + b * 8u;
                 var s = score[a * 4u + b];
 //@if BIAS
-                s += floored(f32(bias[bias_row[a] + min(key, end - 1u) * params.bias_key]) * LOG2_E);
+                s = biased(s, f32(bias[bias_row[a] + min(key, end - 1u) * params.bias_key]));
 //@endif
                 var visible = key < limit[a];
 //@if MASK

@@ -2,12 +2,13 @@
 //
 // Formula:   y = exp(z - m) / sum exp(z - m), or z - m - log sum exp(z - m); z = scale x, m = max z.
 // Grid:      one workgroup per (WORKGROUP / LANES rows, range of the row).
-// Workgroup: LANES neighbouring invocations share a row; LANES 1 serves rows that lie side by side.
+// Workgroup: LANES neighbouring invocations share a row; LANES 1 serves short rows and rows side by side.
 // Memory:    one (maximum, total) per invocation, unless the lanes are a subgroup.
 //
-// HELD rows fit the registers of their lanes (BLOCK units each) and are read once. Longer rows
-// are read twice, BLOCK units at a step. Three phases: READ and WRITE together do whole rows. For rows too long for that, a dispatch with
-// READ leaves (maximum, total) of each range in scratch, and one with WRITE adds them up.
+// HELD rows fit the registers of their lanes (BLOCK units each) and are read once. Longer rows are read
+// twice, BLOCK units at a step. Three phases: READ and WRITE together do whole rows. For rows too long
+// for that, a dispatch with READ leaves (maximum, total) of each range in scratch, and one with WRITE
+// adds them up.
 
 //@import grid
 //@import online_softmax
@@ -73,8 +74,8 @@ fn sum_of(u: Unit) -> f32 {
 }
 //@endif
 
-// z at unit `n` of a row that starts at `at`. It may be minus infinity, which is only ever compared,
-// or less a finite maximum: no sum or difference of infinities.
+// z at unit `n` of a row that starts at `at`. It may be minus infinity, which is told by its bits; and it
+// is only taken less a finite maximum: no sum or difference of infinities.
 fn load(at: u32, n: u32) -> Unit {
     let place = (at + n * WIDTH * params.x_element) / WIDTH;
 //@if IN_PLACE
@@ -84,15 +85,28 @@ fn load(at: u32, n: u32) -> Unit {
 //@endif
 }
 
-// exp(z - maximum), exactly 0 where z is hidden.
+// The least finite number: where maxima start.
+const LOWEST: f32 = -3.4028234663852886e38;
+
+//@if VEC4
+fn is_hidden(z: Unit) -> vec4<bool> {
+    return bitcast<vec4<u32>>(z) == vec4<u32>(MINUS_INFINITY_BITS);
+}
+//@else
+fn is_hidden(z: Unit) -> bool {
+    return bitcast<u32>(z) == MINUS_INFINITY_BITS;
+}
+//@endif
+
+// exp(z - maximum), exactly 0 where z is minus infinity.
 fn weights(z: Unit, maximum: f32) -> Unit {
-    return select(exp2((z - maximum) * LOG2_E), Unit(0.0), z <= Unit(HIDDEN));
+    return select(exp2((z - maximum) * LOG2_E), Unit(0.0), is_hidden(z));
 }
 
-// z - maximum - log total, minus infinity where z is hidden.
+// z - maximum - log total, minus infinity where z is.
 fn log_weights(z: Unit, maximum: f32, total: f32) -> Unit {
     let y = (z - maximum) - log2(total) * LN_2;
-    return select(y, Unit(params.minus_infinity), z <= Unit(HIDDEN));
+    return select(y, Unit(params.minus_infinity), is_hidden(z));
 }
 
 //@if WRITE
@@ -141,7 +155,7 @@ fn main(
     let begin = split * params.split_length / WIDTH;
     let end = min((split + 1u) * params.split_length, params.length) / WIDTH;
 
-    var maximum = HIDDEN;
+    var maximum = LOWEST;
     var total = 0.0;
 //@if HELD
     var held: array<Unit, BLOCK>;
@@ -149,7 +163,7 @@ fn main(
     for (var b = 0u; b < BLOCK; b++) {
         // Units past the end are read as the last one and hidden.
         let unit = lane + b * LANES;
-        held[b] = select(Unit(FLOOR), load(x_row, min(unit, end - 1u)), unit < end);
+        held[b] = select(Unit(params.minus_infinity), load(x_row, min(unit, end - 1u)), unit < end);
         maximum = max(maximum, highest_of(held[b]));
     }
     var sum = Unit(0.0);

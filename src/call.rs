@@ -57,8 +57,8 @@ impl Call {
                 })
             });
             let contents: Vec<&[u8]> = outline.steps.iter().map(|s| s.params.as_slice()).collect();
-            let (uniforms, places) = uniforms(device, &contents, u64::from(alignment));
-            outline
+            let (uniforms, places) = uniforms(device, &contents, u64::from(alignment))?;
+            let steps: Vec<_> = outline
                 .steps
                 .iter()
                 .zip(pipelines)
@@ -79,9 +79,10 @@ impl Call {
                     );
                     (pipeline.clone(), group, step.grid)
                 })
-                .collect::<Vec<_>>()
+                .collect();
+            Ok(steps)
         })
-        .map_err(Error::Device)?;
+        .map_err(Error::Device)??;
         cache.add_allocations(buffers, steps.len() as u64);
         Ok(Self { steps })
     }
@@ -96,7 +97,7 @@ impl Call {
         buffers: &[(Slot, &wgpu::Buffer)],
     ) -> Result<Self> {
         let group = checked(device, || {
-            let (uniforms, places) = uniforms(device, &[params], 4);
+            let (uniforms, places) = uniforms(device, &[params], 4)?;
             let ranges: Vec<Range> = buffers
                 .iter()
                 .map(|&(slot, buffer)| Range {
@@ -109,15 +110,10 @@ impl Call {
                 let pair = buffers.iter().find(|(other, _)| *other == slot);
                 pair.map(|&(_, buffer)| buffer)
             };
-            bind_group(
-                device,
-                &pipeline,
-                (&uniforms, places[0]),
-                &ranges,
-                buffer_of,
-            )
+            let uniforms = (&uniforms, places[0]);
+            Ok(bind_group(device, &pipeline, uniforms, &ranges, buffer_of))
         })
-        .map_err(Error::Device)?;
+        .map_err(Error::Device)??;
         cache.add_allocations(1, 1);
         Ok(Self {
             steps: vec![(pipeline, group, grid)],
@@ -130,7 +126,7 @@ fn uniforms(
     device: &wgpu::Device,
     contents: &[&[u8]],
     alignment: u64,
-) -> (wgpu::Buffer, Vec<(u64, u64)>) {
+) -> Result<(wgpu::Buffer, Vec<(u64, u64)>)> {
     let mut bytes: Vec<u8> = Vec::new();
     let mut places = Vec::new();
     for content in contents {
@@ -147,11 +143,12 @@ fn uniforms(
         usage: wgpu::BufferUsages::UNIFORM,
         mapped_at_creation: true,
     });
-    if let Ok(mut mapped) = buffer.get_mapped_range_mut(..) {
-        mapped.copy_from_slice(&bytes);
-    }
+    buffer
+        .get_mapped_range_mut(..)
+        .map_err(|error| Error::Device(error.to_string()))?
+        .copy_from_slice(&bytes);
     buffer.unmap();
-    (buffer, places)
+    Ok((buffer, places))
 }
 
 fn bind_group<'a>(

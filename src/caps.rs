@@ -106,12 +106,12 @@ impl Caps {
             );
         }
         if let Some((min, max)) = self.subgroup
-            && !(min.is_power_of_two() && max.is_power_of_two() && min <= max)
+            && !(min.is_power_of_two() && max.is_power_of_two() && min <= max && max <= 128)
         {
             return fail(
                 "subgroup",
                 format!("from {min} to {max} lanes"),
-                "give two powers of two, the smaller first",
+                "give two powers of two up to 128, the smaller first",
             );
         }
         Ok(())

@@ -165,10 +165,15 @@ impl Engine {
         let Some(disk) = &self.disk else {
             return Ok(());
         };
-        let (file, before) = disk.as_ref();
+        let (file, _) = disk.as_ref();
+        // Other processes may have saved since this one loaded.
+        let before = file.load();
         let mut contents = self.pipelines.contents();
-        let mut kernels: BTreeSet<Kernel> = before.kernels.iter().copied().collect();
+        let mut kernels: BTreeSet<Kernel> = before.kernels.into_iter().collect();
         kernels.extend(contents.kernels);
+        if contents.blob.is_empty() {
+            contents.blob = before.blob;
+        }
         contents.kernels = kernels.into_iter().collect();
         file.save(&contents)?;
         log::debug!("saved {}", file.path().display());

@@ -103,8 +103,21 @@ impl Pipelines {
                 compiled.map(Arc::new)
             })
             .clone();
-        let counter = if missed { &self.misses } else { &self.hits };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if missed {
+            self.misses.fetch_add(1, Ordering::Relaxed);
+        } else if result.is_ok() {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        if result.is_err() {
+            // Memory may be free again later: whoever asks next tries again.
+            let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+            if entries
+                .get(&kernel)
+                .is_some_and(|now| Arc::ptr_eq(now, &entry))
+            {
+                entries.remove(&kernel);
+            }
+        }
         result
     }
 

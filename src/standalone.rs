@@ -38,7 +38,10 @@ fn instance() -> wgpu::Instance {
 /// [`Error::NoAdapter`], with the adapters that are there.
 pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::Adapter> {
     let variable = std::env::var(ADAPTER_VARIABLE).ok();
-    let choice = choice.map(str::to_owned).or(variable);
+    let choice = choice
+        .map(str::to_owned)
+        .or(variable)
+        .filter(|choice| !choice.is_empty());
     if adapters.is_empty() {
         return Err(Error::NoAdapter {
             found: "this machine has none that wgpu can use".into(),
@@ -46,29 +49,20 @@ pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::
         });
     }
     let found = match &choice {
-        Some(choice) => match choice.parse::<usize>() {
-            Ok(number) => adapters.get(number),
-            Err(_) => adapters.iter().find(|adapter| {
-                let wanted = choice.to_lowercase();
-                let info = adapter.get_info();
-                [
-                    &info.name,
-                    &info.driver,
-                    &info.driver_info,
-                    &info.backend.to_string(),
-                ]
-                .iter()
-                .any(|text| text.to_lowercase().contains(&wanted))
-            }),
-        },
+        Some(choice) => {
+            let number = choice.parse::<usize>().ok();
+            let by_number = number.and_then(|number| adapters.get(number));
+            by_number.or_else(|| adapters.iter().find(|adapter| is_called(adapter, choice)))
+        }
         None => adapters
             .iter()
             .min_by_key(|adapter| match adapter.get_info().device_type {
                 wgpu::DeviceType::DiscreteGpu => 0,
                 wgpu::DeviceType::IntegratedGpu => 1,
                 wgpu::DeviceType::VirtualGpu => 2,
-                wgpu::DeviceType::Cpu => 3,
-                wgpu::DeviceType::Other => 4,
+                // OpenGL does not tell; where it is software, wgpu knows by the name.
+                wgpu::DeviceType::Other => 3,
+                wgpu::DeviceType::Cpu => 4,
             }),
     };
     found.cloned().ok_or_else(|| {
@@ -89,6 +83,20 @@ pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::
             remedy: "give a number, or a part of a name, driver or backend".into(),
         }
     })
+}
+
+/// Whether a text is part of an adapter's name, driver or backend.
+fn is_called(adapter: &wgpu::Adapter, text: &str) -> bool {
+    let wanted = text.to_lowercase();
+    let info = adapter.get_info();
+    [
+        &info.name,
+        &info.driver,
+        &info.driver_info,
+        &info.backend.to_string(),
+    ]
+    .iter()
+    .any(|name| name.to_lowercase().contains(&wanted))
 }
 
 /// A device of one's own, with an engine on it.
@@ -307,11 +315,17 @@ impl Gpu {
         data: &[f32],
         shape: impl Into<Vec<u64>>,
     ) -> Result<Tensor> {
-        if dtype == DType::F16 {
-            let half: Vec<half::f16> = data.iter().map(|&x| half::f16::from_f32(x)).collect();
-            self.upload_bytes(bytemuck::cast_slice(&half), dtype, shape)
-        } else {
-            self.upload_bytes(bytemuck::cast_slice(data), dtype, shape)
+        match dtype {
+            DType::F32 => self.upload(data, shape),
+            DType::F16 => {
+                let half: Vec<half::f16> = data.iter().map(|&x| half::f16::from_f32(x)).collect();
+                self.upload_bytes(bytemuck::cast_slice(&half), dtype, shape)
+            }
+            DType::Bool | DType::U32 => Err(Error::invalid(
+                "dtype",
+                format!("{dtype} for real numbers"),
+                "give f32 or f16; upload_bool and upload_u32 take the others",
+            )),
         }
     }
 
@@ -335,10 +349,22 @@ impl Gpu {
     /// The elements of an f32 or f16 tensor, in row-major order whatever its strides.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device fails; [`Error::Invalid`] for other element types.
+    /// [`Error::Device`] when the device fails; [`Error::Invalid`] for other element types, and for
+    /// a layout that the buffer does not hold.
     pub fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         let layout = &tensor.layout;
+        layout.check("tensor")?;
         let size = layout.end_bytes().next_multiple_of(4);
+        if size > tensor.buffer.size() {
+            return Err(Error::invalid(
+                "tensor",
+                format!(
+                    "its layout ends at byte {size}, and its buffer at {}",
+                    tensor.buffer.size()
+                ),
+                "give a layout that its buffer holds",
+            ));
+        }
         // Staging buffers are kept small, whatever the tensor's size.
         const PIECE: u64 = 64 << 20;
         let mut bytes = Vec::with_capacity(size as usize);
@@ -420,13 +446,28 @@ impl Gpu {
             k.layout.clone(),
             v.layout.clone(),
         ));
+        for (slot, layout) in [
+            ("lse", &op.lse),
+            ("mask", &op.mask),
+            ("bias", &op.bias),
+            ("kv_len", &op.kv_len),
+        ] {
+            if layout.is_some() {
+                return Err(Error::invalid(
+                    slot,
+                    "has no tensor in this call",
+                    "call Gpu::compute with AttentionArgs",
+                ));
+            }
+        }
         let o = self.allocate(op.o.clone())?;
         let args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
         self.compute(&op.into(), args)?;
         Ok(o)
     }
 
-    /// Softmax of `x` along an axis, with what `options` sets on the op.
+    /// Softmax of `x` along an axis, with what `options` sets on the op. In place, the result is
+    /// `x` itself.
     ///
     /// # Errors
     /// As [`Gpu::compute`].
@@ -437,9 +478,13 @@ impl Gpu {
         options: impl FnOnce(Softmax) -> Softmax,
     ) -> Result<Tensor> {
         let op = options(Softmax::new(x.layout.clone(), axis));
-        let y = self.allocate(op.y.clone())?;
+        let y = if op.in_place {
+            x.clone()
+        } else {
+            self.allocate(op.y.clone())?
+        };
         let args = SoftmaxArgs {
-            x: Some(x.view()),
+            x: (!op.in_place).then(|| x.view()),
             y: y.view(),
         };
         self.compute(&op.into(), args)?;

@@ -70,10 +70,18 @@ fn iterations(step: &Step) -> u64 {
     let of = |name: &str| u64::from(of[name]);
     match step.kernel {
         Kernel::AttentionSubgroup(variant) => {
-            variant.iterations(of("split_keys").min(of("kv_len")))
+            // One turn per step of keys; all else is unrolled.
+            let keys = of("split_keys").min(of("kv_len"));
+            keys.div_ceil(variant.keys.into())
         }
         Kernel::AttentionTile(variant) => {
-            variant.iterations(of("split_keys").min(of("kv_len")), of("head_dim"))
+            // Counted from the WGSL, not by the code that the plan divides by: per tile of 32
+            // keys one turn; per chunk of 32 dims of q and k one turn, 16 loads and 32 products;
+            // 4 rows of 8 maxima; per chunk of v 16 loads and 32 keys.
+            let keys = of("split_keys").min(of("kv_len"));
+            let scores = of("head_dim").div_ceil(32) * (1 + 16 + 32);
+            let values = u64::from(variant.v_chunks) * (16 + 32);
+            keys.div_ceil(32) * (1 + scores + 4 * 8 + values)
         }
         Kernel::AttentionMerge(_) => of("splits"),
         Kernel::Softmax(variant) => {

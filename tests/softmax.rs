@@ -195,6 +195,28 @@ fn rows_joined_in_workgroup_memory() {
     }
 }
 
+/// The least finite number is a number: alone in a row it has equal parts.
+#[test]
+fn the_least_finite_number_is_not_minus_infinity() {
+    for gpu in gpus() {
+        for length in [4, 40, 1000] {
+            for (log, even, odd) in [
+                (false, f32::MIN, f32::MIN),
+                (true, f32::MIN, f32::MIN),
+                (true, 0.0, f32::MIN),
+            ] {
+                let data: Vec<f32> = (0..length)
+                    .map(|j| if j % 2 == 0 { even } else { odd })
+                    .collect();
+                let mut op = Softmax::new(Layout::f32([1, length as u64]), 1);
+                op.log = log;
+                let error = error(gpu, &op, &data, &Tuning::default());
+                assert!(error <= F32, "{}: {error:e}: {op:?}", name(gpu));
+            }
+        }
+    }
+}
+
 /// Minus infinity has weight 0; a row of nothing else gives 0, or minus infinity. Large numbers
 /// keep their differences.
 #[test]

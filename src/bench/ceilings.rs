@@ -40,6 +40,9 @@ pub fn ceilings(gpu: &Gpu, runs: usize) -> Result<Ceilings> {
     let y = gpu.empty(DType::F32, [bytes / 4])?;
     for workgroup in sizes {
         best.fma_gflops = best.fma_gflops.max(fma(gpu, workgroup, runs)?);
+        if bytes < ceiling_stream::LOADS * 16 * u64::from(workgroup) {
+            continue;
+        }
         let stream = |copy| stream(gpu, workgroup, copy, (&x, &y), runs);
         best.read_gbps = best.read_gbps.max(stream(false)?);
         best.copy_gbps = best.copy_gbps.max(stream(true)?);
@@ -51,16 +54,17 @@ pub fn ceilings(gpu: &Gpu, runs: usize) -> Result<Ceilings> {
 const WORKGROUPS: [u32; 3] = [64, 256, 1024];
 /// How long the multiply-adds should run at least, in ms, for the launch not to count.
 const LEAST_MS: f64 = 20.0;
-/// The most that one launch may loop; see [`crate::Caps::loop_budget`].
-const MOST_ITERATIONS: u32 = 32_768;
+/// Loop iterations to begin with, where the loop budget allows.
+const FIRST_ITERATIONS: u32 = 512;
 /// The most workgroups of one launch.
 const MOST_WORKGROUPS: u32 = 1 << 14;
 
 /// GFLOP/s of multiply-adds.
 fn fma(gpu: &Gpu, workgroup: u32, runs: usize) -> Result<f64> {
     let mut workgroups = 256u32;
-    let mut iterations = 512u32;
-    // Grow the work until a launch takes long enough to time.
+    let most = gpu.engine().caps().loop_budget;
+    let mut iterations = FIRST_ITERATIONS.min(most);
+    // Grow the work until a launch takes long enough to time: first fill the device.
     loop {
         let y = gpu.empty(DType::F32, [u64::from(workgroups)])?;
         let params = ceiling_fma::Params {
@@ -74,7 +78,7 @@ fn fma(gpu: &Gpu, workgroup: u32, runs: usize) -> Result<f64> {
             [workgroups, 1, 1],
             &[(Slot::Y, y.buffer())],
         )?];
-        let largest = iterations == MOST_ITERATIONS && workgroups == MOST_WORKGROUPS;
+        let largest = iterations > most / 2 && workgroups == MOST_WORKGROUPS;
         if largest || time(gpu, &call, 1)?.median() >= LEAST_MS {
             let operations = ceiling_fma::OPERATIONS as f64
                 * f64::from(iterations)
@@ -82,10 +86,10 @@ fn fma(gpu: &Gpu, workgroup: u32, runs: usize) -> Result<f64> {
                 * f64::from(workgroup);
             return Ok(operations / time(gpu, &call, runs)?.median() / 1e6);
         }
-        if iterations < MOST_ITERATIONS {
-            iterations *= 2;
-        } else {
+        if workgroups < MOST_WORKGROUPS {
             workgroups *= 2;
+        } else {
+            iterations *= 2;
         }
     }
 }

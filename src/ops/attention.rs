@@ -34,7 +34,8 @@ pub enum Causal {
 /// is multi-query attention). Sums, maxima and products are f32 whatever the storage. A query
 /// that sees no key gives `o = 0` and `lse = -inf`.
 ///
-/// Inputs must be finite, but for `bias`, where minus infinity hides a key. Keys and values past
+/// Inputs must be finite, but for `bias`, where minus infinity hides a key; a bias below -1e38 counts as
+/// -1e38, and scores (scaled, before the bias) must stay within 5e37. Keys and values past
 /// `kv_len` are never read, and a score that a mask hides is never used; a value that is not
 /// finite at a hidden place before `kv_len` may still reach the output as 0 * inf.
 ///

@@ -17,7 +17,8 @@ use crate::{
 ///
 /// Any rank, any axis, any strides that leave at most three groups of other axes after
 /// neighbouring axes have been merged. An entry of minus infinity has weight 0; a row that holds
-/// nothing else gives 0 (log: minus infinity). A NaN makes its row undefined.
+/// nothing else gives 0 (log: minus infinity). A NaN or plus infinity makes its row undefined, and so
+/// does a scale of 0 with an infinity.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Softmax {

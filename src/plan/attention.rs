@@ -1,7 +1,7 @@
 //! Attention: which schedule, which variant, which slices and key ranges.
 
 use super::{
-    Outline, Range, Schedule, Step, Tuning, grid,
+    Outline, Range, SOFTWARE_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, grid, places,
     slice::{self, Operand, Part, Window},
     small,
 };
@@ -23,8 +23,6 @@ const ROW: usize = 3;
 const KEY: usize = 4;
 const AXES: usize = 5;
 
-/// Key ranges are made until this many workgroups have work, so that few queries fill the device.
-const WANTED_WORKGROUPS: u64 = 64;
 /// Keys below which a range is not worth a workgroup of its own.
 const LEAST_SPLIT_KEYS: u64 = 512;
 /// Positions are compared as signed 32-bit numbers.
@@ -147,7 +145,9 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
             Some("the loop budget is smaller than one step".into())
         } else if tuning.schedule.is_none()
             && schedule == Schedule::Subgroup
-            && caps.fixed_subgroup().is_some_and(|size| size > 8)
+            && caps
+                .fixed_subgroup()
+                .is_some_and(|size| size > SOFTWARE_SUBGROUP)
         {
             Some(
                 "subgroups of more than 8 lanes: workgroup memory is the faster way to share"
@@ -508,24 +508,28 @@ impl<'a> Space<'a> {
             match slot {
                 Slot::Q => {
                     params.q_at = at;
-                    [params.q_batch, params.q_head, params.q_row, params.q_dim] = places(&op.q);
+                    [params.q_batch, params.q_head, params.q_row, params.q_dim] =
+                        layout_places(&op.q);
                 }
                 Slot::K => {
                     params.k_at = at;
-                    [params.k_batch, params.k_head, params.k_row, params.k_dim] = places(&op.k);
+                    [params.k_batch, params.k_head, params.k_row, params.k_dim] =
+                        layout_places(&op.k);
                 }
                 Slot::V => {
                     params.v_at = at;
-                    [params.v_batch, params.v_head, params.v_row, params.v_dim] = places(&op.v);
+                    [params.v_batch, params.v_head, params.v_row, params.v_dim] =
+                        layout_places(&op.v);
                 }
                 Slot::O => {
                     params.o_at = at;
-                    [params.o_batch, params.o_head, params.o_row, params.o_dim] = places(&op.o);
+                    [params.o_batch, params.o_head, params.o_row, params.o_dim] =
+                        layout_places(&op.o);
                 }
                 Slot::Lse => {
                     params.lse_at = at;
                     if let Some(lse) = &op.lse {
-                        [params.lse_batch, params.lse_head, params.lse_row, _] = places(lse);
+                        [params.lse_batch, params.lse_head, params.lse_row, _] = layout_places(lse);
                     }
                 }
                 Slot::Mask => {
@@ -536,7 +540,7 @@ impl<'a> Space<'a> {
                             params.mask_head,
                             params.mask_row,
                             params.mask_key,
-                        ] = places(mask);
+                        ] = layout_places(mask);
                     }
                 }
                 Slot::Bias => {
@@ -547,13 +551,13 @@ impl<'a> Space<'a> {
                             params.bias_head,
                             params.bias_row,
                             params.bias_key,
-                        ] = places(bias);
+                        ] = layout_places(bias);
                     }
                 }
                 Slot::KvLen => {
                     params.kv_len_at = at;
                     if let Some(lens) = &op.kv_len {
-                        [params.kv_len_batch, ..] = places(lens);
+                        [params.kv_len_batch, ..] = layout_places(lens);
                     }
                 }
                 Slot::X | Slot::Y | Slot::Scratch => {}
@@ -607,11 +611,12 @@ impl<'a> Space<'a> {
             match (slot, &op.lse) {
                 (Slot::Lse, Some(lse)) => {
                     params.lse_at = window.first;
-                    [params.lse_batch, params.lse_head, params.lse_row, _] = places(lse);
+                    [params.lse_batch, params.lse_head, params.lse_row, _] = layout_places(lse);
                 }
                 _ => {
                     params.o_at = window.first;
-                    [params.o_batch, params.o_head, params.o_row, params.o_dim] = places(&op.o);
+                    [params.o_batch, params.o_head, params.o_row, params.o_dim] =
+                        layout_places(&op.o);
                 }
             }
         }
@@ -629,14 +634,7 @@ impl<'a> Space<'a> {
     }
 }
 
-/// Strides for a shader: those of axes that are 1 long never count, and may be anything.
-fn places(layout: &Layout) -> [u32; 4] {
-    let strides = strides(layout);
-    std::array::from_fn(|axis| {
-        if layout.shape.get(axis).is_none_or(|&len| len == 1) {
-            0
-        } else {
-            small(strides[axis])
-        }
-    })
+/// Strides of a tensor for a shader.
+fn layout_places(layout: &Layout) -> [u32; 4] {
+    places(strides(layout), dims(layout))
 }

@@ -54,8 +54,8 @@ pub struct Tuning {
     /// Keys per step, subgroup schedule: 1 to 8. Fewer compile faster.
     #[serde(default)]
     pub keys: Option<u32>,
-    /// Ranges into which the keys, or the rows of a softmax, are split: more where the loop budget
-    /// asks for it, fewer where a range would be shorter than a step.
+    /// Ranges into which the keys, or the rows of a softmax, of each slice are split: more where the
+    /// loop budget asks for it, fewer where a range would be shorter than a step.
     #[serde(default)]
     pub splits: Option<u32>,
 }
@@ -203,6 +203,22 @@ fn grid(workgroups: u64, caps: &Caps) -> Result<[u32; 3]> {
         ));
     }
     Ok([x as u32, y as u32, 1])
+}
+
+/// Ranges of keys, or of a row, are made until this many workgroups have work.
+const WANTED_WORKGROUPS: u64 = 64;
+/// Largest subgroup of a device that runs on CPU vectors: workgroup memory is slow there.
+const SOFTWARE_SUBGROUP: u32 = 8;
+
+/// Strides for a shader: those of axes that are 1 long never count, and may be anything.
+fn places(strides: [u64; 4], lens: [u64; 4]) -> [u32; 4] {
+    std::array::from_fn(|axis| {
+        if lens[axis] == 1 {
+            0
+        } else {
+            small(strides[axis])
+        }
+    })
 }
 
 /// A number for a shader; callers have checked that it fits, so saturation never shows.

@@ -1,7 +1,7 @@
 //! Softmax: which lanes share a row, which slices, and whether rows are split into ranges.
 
 use super::{
-    Outline, Range, Schedule, Step, Tuning, grid,
+    Outline, Range, SOFTWARE_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, grid, places,
     slice::{self, Operand, Part},
     small,
 };
@@ -15,14 +15,10 @@ use crate::{
 
 /// The axis of the iteration space that runs along a row.
 const ELEMENT: usize = 3;
-/// Rows are split into ranges until this many workgroups have work ...
-const WANTED_WORKGROUPS: u64 = 64;
-/// ... but no range is shorter than this.
+/// No range of a row is made shorter than this to fill the device.
 const LEAST_RANGE: u64 = 16_384;
 /// Vectors, or elements, that a lane reads per step.
 const BLOCK: u64 = 4;
-/// Largest subgroup of a device that runs on CPU vectors.
-const SOFTWARE_SUBGROUP: u32 = 8;
 /// Vectors, or elements, that a lane may hold of a row, so that it is read once.
 const MOST_HELD: u64 = 16;
 
@@ -202,10 +198,8 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
                     minus_infinity: f32::NEG_INFINITY,
                     ..Params::default()
                 };
-                [params.x_0, params.x_1, params.x_2, params.x_element] =
-                    places(&rows.x, &rows.lens);
-                [params.y_0, params.y_1, params.y_2, params.y_element] =
-                    places(&rows.y, &rows.lens);
+                [params.x_0, params.x_1, params.x_2, params.x_element] = places(rows.x, rows.lens);
+                [params.y_0, params.y_1, params.y_2, params.y_element] = places(rows.y, rows.lens);
                 let mut ranges = Vec::new();
                 for (slot, operand) in &operands {
                     let window = operand.window(&piece, alignment);
@@ -294,7 +288,6 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
         .next_power_of_two()
         .max(prev_power_of_two((units / BLOCK).clamp(1, 32)))
         .min(most);
-    // Subgroups this small belong to software devices, where workgroup memory is slow.
     let software = (2..=SOFTWARE_SUBGROUP).contains(&subgroup);
     let (lanes, reduction, sharing) = if side_by_side {
         let sharing = "rows lie side by side, so each invocation takes one";
@@ -332,15 +325,4 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
 
 fn prev_power_of_two(number: u64) -> u64 {
     1 << number.max(1).ilog2()
-}
-
-/// Strides for a shader: those of axes that are 1 long never count, and may be anything.
-fn places(strides: &[u64; 4], lens: &[u64; 4]) -> [u32; 4] {
-    std::array::from_fn(|axis| {
-        if lens[axis] == 1 {
-            0
-        } else {
-            small(strides[axis])
-        }
-    })
 }

@@ -101,9 +101,12 @@ impl<'a> Parser<'a> {
         }
         let word = self.word();
         if word.starts_with(|c: char| c.is_ascii_digit()) {
-            word.trim_end_matches('u')
-                .parse()
-                .map_err(|_| format!("`{word}` is no whole number"))
+            let digits = word.trim_end_matches('u');
+            match digits.strip_prefix("0x") {
+                Some(digits) => u32::from_str_radix(digits, 16),
+                None => digits.parse(),
+            }
+            .map_err(|_| format!("`{word}` is no whole number"))
         } else {
             self.known
                 .get(word)
@@ -122,6 +125,7 @@ mod tests {
         let known = HashMap::from([("ROWS".to_owned(), 4), ("D4".to_owned(), 16)]);
         for (text, value) in [
             ("7u", 7),
+            ("0xff800000u", 0xff80_0000),
             ("ROWS * D4 + 1u", 65),
             ("(ROWS * D4 + 8u - 1u) / 8u", 8),
             ("2u * (3u + 4u) % 5u", 4),

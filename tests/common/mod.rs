@@ -15,7 +15,15 @@ pub fn gpus() -> &'static [Gpu] {
     GPUS.get_or_init(|| {
         let gpus: Vec<Gpu> = foveate::adapters()
             .iter()
-            .map(|adapter| Gpu::on(adapter).expect("an adapter that is listed opens"))
+            .map(|adapter| {
+                let gpu = Gpu::on(adapter).expect("an adapter that is listed opens");
+                // What an adapter has is asked for, or tests that need it would skip in silence.
+                let f16 = adapter.features().contains(wgpu::Features::SHADER_F16);
+                assert_eq!(gpu.engine().caps().f16, f16);
+                let subgroups = adapter.features().contains(wgpu::Features::SUBGROUP);
+                assert_eq!(gpu.engine().caps().subgroup.is_some(), subgroups);
+                gpu
+            })
             .collect();
         assert!(!gpus.is_empty(), "no adapter: run scripts/vulkan.sh");
         for gpu in &gpus {
