@@ -7,15 +7,8 @@
 // Memory:    no workgroup memory. Partial results go to scratch when keys are split.
 
 //@import grid
-//@import online_softmax
-//@import attention
+//@import attention_tensors
 
-//@if F16
-enable f16;
-alias Scalar = f16;
-//@else
-alias Scalar = f32;
-//@endif
 //@if VEC4
 alias Stored = vec4<Scalar>;
 //@else
@@ -29,33 +22,6 @@ const D4: u32 = 16u; //@variant
 const V4: u32 = 16u; //@variant
 const K_LOADS: u32 = (KEYS * D4 + SUBGROUP - 1u) / SUBGROUP;
 const V_LOADS: u32 = (KEYS * V4 + SUBGROUP - 1u) / SUBGROUP;
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<Stored>; // [batch, q_heads, q_len, head_dim]
-@group(0) @binding(2) var<storage, read> k: array<Stored>; // [batch, kv_heads, kv_len, head_dim]
-@group(0) @binding(3) var<storage, read> v: array<Stored>; // [batch, kv_heads, kv_len, value_dim]
-//@if PARTIAL
-@group(0) @binding(4) var<storage, read_write> scratch: array<f32>; // [rows, splits, value_dim + 2]
-//@else
-@group(0) @binding(4) var<storage, read_write> o: array<Stored>; // [batch, q_heads, q_len, value_dim]
-//@if LSE
-@group(0) @binding(5) var<storage, read_write> lse: array<f32>; // [batch, q_heads, q_len]
-//@endif
-//@endif
-//@if MASK
-@group(0) @binding(6) var<storage, read> mask: array<u32>; // bytes [batch, q_heads, q_len, kv_len]
-//@endif
-//@if BIAS
-//@if BIAS_F16
-enable f16;
-@group(0) @binding(7) var<storage, read> bias: array<f16>; // [batch, q_heads, q_len, kv_len]
-//@else
-@group(0) @binding(7) var<storage, read> bias: array<f32>; // [batch, q_heads, q_len, kv_len]
-//@endif
-//@endif
-//@if LENS
-@group(0) @binding(8) var<storage, read> kv_len: array<u32>; // [batch]
-//@endif
 
 fn load_q(at: u32, d4: u32) -> vec4<f32> {
 //@if VEC4
@@ -118,11 +84,7 @@ fn main(
     let tile = tile_of(number, ROWS * SUBGROUP, params);
     let rows = params.q_len * params.group;
     let last_row = min(tile.first_row + ROWS * SUBGROUP, rows) - 1u;
-//@if LENS
-    let valid = min(kv_len[params.kv_len_at + tile.batch * params.kv_len_batch], params.all_keys);
-//@else
-    let valid = params.all_keys;
-//@endif
+    let valid = valid_keys(tile.batch);
     let begin = tile.split * params.split_keys;
     let seen = visible_keys_of_run(tile.first_row, last_row, valid, params);
     let end = min(seen, begin + params.split_keys);
@@ -131,13 +93,7 @@ fn main(
     var acc: array<vec4<f32>, ROWS * V4>;
     var maximum: array<f32, ROWS>;
     var total: array<f32, ROWS>;
-    var limit: array<u32, ROWS>;
-//@if MASK
-    var mask_row: array<u32, ROWS>;
-//@endif
-//@if BIAS
-    var bias_row: array<u32, ROWS>;
-//@endif
+    var seen_by: array<Row, ROWS>;
     //@unroll
     for (var r = 0u; r < ROWS; r++) {
         let row = min(tile.first_row + r * SUBGROUP + lane, last_row);
@@ -152,13 +108,7 @@ fn main(
         }
         maximum[r] = HIDDEN;
         total[r] = 0.0;
-        limit[r] = min(visible_keys(row % params.q_len, valid, params), end);
-//@if MASK
-        mask_row[r] = mask_start(tile, row, params);
-//@endif
-//@if BIAS
-        bias_row[r] = bias_start(tile, row, params);
-//@endif
+        seen_by[r] = row_of(tile, row, valid, end);
     }
 
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
@@ -202,16 +152,7 @@ fn main(
             var highest = maximum[r];
             //@unroll
             for (var c = 0u; c < KEYS; c++) {
-                var s = score[r * KEYS + c];
-//@if BIAS
-                s = biased(s, f32(bias[bias_row[r] + min(j + c, end - 1u) * params.bias_key]));
-//@endif
-                var visible = j + c < limit[r];
-//@if MASK
-                let byte = mask_row[r] + min(j + c, end - 1u) * params.mask_key;
-                visible = visible && ((mask[byte / 4u] >> (byte % 4u * 8u)) & 255u) != 0u;
-//@endif
-                s = select(FLOOR, s, visible);
+                let s = final_score(score[r * KEYS + c], seen_by[r], j + c, end - 1u);
                 highest = max(highest, s);
                 score[r * KEYS + c] = s;
             }
@@ -280,7 +221,7 @@ fn main(
 //@endif
             }
 //@if LSE
-            lse[lse_start(tile, row, params)] = select((maximum[r] + log2(total[r])) * LN_2, params.minus_infinity, total[r] == 0.0);
+            lse[lse_start(tile, row, params)] = log_sum_exp(maximum[r], total[r]);
 //@endif
 //@endif
         }

@@ -8,15 +8,9 @@
 //            padded by one element against bank conflicts. 13.5 KiB.
 
 //@import grid
-//@import online_softmax
-//@import attention
+//@import attention_tensors
 
-//@if F16
-enable f16;
-alias Scalar = f16;
-//@else
-alias Scalar = f32;
-//@endif
+alias Stored = Scalar;
 
 const V_CHUNKS: u32 = 2u; //@variant
 const ROWS: u32 = 32u;
@@ -25,33 +19,6 @@ const CHUNK: u32 = 32u;
 const THREADS: u32 = 64u;
 const LOADS: u32 = ROWS * CHUNK / THREADS;
 const PITCH: u32 = CHUNK + 1u;
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<Scalar>; // [batch, q_heads, q_len, head_dim]
-@group(0) @binding(2) var<storage, read> k: array<Scalar>; // [batch, kv_heads, kv_len, head_dim]
-@group(0) @binding(3) var<storage, read> v: array<Scalar>; // [batch, kv_heads, kv_len, value_dim]
-//@if PARTIAL
-@group(0) @binding(4) var<storage, read_write> scratch: array<f32>; // [rows, splits, value_dim + 2]
-//@else
-@group(0) @binding(4) var<storage, read_write> o: array<Scalar>; // [batch, q_heads, q_len, value_dim]
-//@if LSE
-@group(0) @binding(5) var<storage, read_write> lse: array<f32>; // [batch, q_heads, q_len]
-//@endif
-//@endif
-//@if MASK
-@group(0) @binding(6) var<storage, read> mask: array<u32>; // bytes [batch, q_heads, q_len, kv_len]
-//@endif
-//@if BIAS
-//@if BIAS_F16
-enable f16;
-@group(0) @binding(7) var<storage, read> bias: array<f16>; // [batch, q_heads, q_len, kv_len]
-//@else
-@group(0) @binding(7) var<storage, read> bias: array<f32>; // [batch, q_heads, q_len, kv_len]
-//@endif
-//@endif
-//@if LENS
-@group(0) @binding(8) var<storage, read> kv_len: array<u32>; // [batch]
-//@endif
 
 var<workgroup> left: array<f32, ROWS * PITCH>;      // q chunk, [row, dim]
 var<workgroup> right: array<f32, KEYS * PITCH>;     // k or v chunk, [key, dim]
@@ -72,11 +39,7 @@ fn main(
     let tile = tile_of(number, ROWS, params);
     let rows = params.q_len * params.group;
     let last_row = min(tile.first_row + ROWS, rows) - 1u;
-//@if LENS
-    let valid = min(kv_len[params.kv_len_at + tile.batch * params.kv_len_batch], params.all_keys);
-//@else
-    let valid = params.all_keys;
-//@endif
+    let valid = valid_keys(tile.batch);
     let begin = tile.split * params.split_keys;
     let seen = visible_keys_of_run(tile.first_row, last_row, valid, params);
     let end = min(seen, begin + params.split_keys);
@@ -94,25 +57,13 @@ fn main(
     }
     var maximum: array<f32, 4>;
     var total: array<f32, 4>;
-    var limit: array<u32, 4>;
-//@if MASK
-    var mask_row: array<u32, 4>;
-//@endif
-//@if BIAS
-    var bias_row: array<u32, 4>;
-//@endif
+    var seen_by: array<Row, 4>;
     //@unroll
     for (var a = 0u; a < 4u; a++) {
         let row = min(tile.first_row + y * 4u + a, last_row);
         maximum[a] = HIDDEN;
         total[a] = 0.0;
-        limit[a] = min(visible_keys(row % params.q_len, valid, params), end);
-//@if MASK
-        mask_row[a] = mask_start(tile, row, params);
-//@endif
-//@if BIAS
-        bias_row[a] = bias_start(tile, row, params);
-//@endif
+        seen_by[a] = row_of(tile, row, valid, end);
     }
 
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
@@ -164,17 +115,7 @@ fn main(
             var highest = HIDDEN;
             //@unroll
             for (var b = 0u; b < 4u; b++) {
-                let key = j + x + b * 8u;
-                var s = score[a * 4u + b];
-//@if BIAS
-                s = biased(s, f32(bias[bias_row[a] + min(key, end - 1u) * params.bias_key]));
-//@endif
-                var visible = key < limit[a];
-//@if MASK
-                let byte = mask_row[a] + min(key, end - 1u) * params.mask_key;
-                visible = visible && ((mask[byte / 4u] >> (byte % 4u * 8u)) & 255u) != 0u;
-//@endif
-                s = select(FLOOR, s, visible);
+                let s = final_score(score[a * 4u + b], seen_by[a], j + x + b * 8u, end - 1u);
                 highest = max(highest, s);
                 score[a * 4u + b] = s;
             }
@@ -287,7 +228,7 @@ fn main(
             }
 //@if LSE
             if (x == 0u) {
-                lse[lse_start(tile, row, params)] = select((maximum[a] + log2(sum)) * LN_2, params.minus_infinity, sum == 0.0);
+                lse[lse_start(tile, row, params)] = log_sum_exp(maximum[a], sum);
             }
 //@endif
 //@endif

@@ -80,6 +80,10 @@ const SHARED: &[(&str, &str)] = &[
         "attention",
         include_str!("../../shaders/shared/attention.wgsl"),
     ),
+    (
+        "attention_tensors",
+        include_str!("../../shaders/shared/attention_tensors.wgsl"),
+    ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
         "online_softmax",
