@@ -6,7 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use foveate::{
@@ -180,18 +180,41 @@ fn bad_line(folder: &Path) -> serde_json::Value {
 
 #[test]
 fn a_wrong_number_fails() {
-    let mut bytes = fixture("onnx_attention/test_attention_4d.safetensors");
-    // The last number in the file is one of the expected output.
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&1000f32.to_le_bytes());
-    let folder = folder_with("wrong", "onnx_attention/changed.safetensors", &bytes);
-    let line = bad_line(&folder);
+    let line = bad_line(&wrong_case("wrong"));
     assert_eq!(line["status"], "failed");
     assert_eq!(line["family"], "onnx_attention");
     assert_eq!(line["case"], "changed");
     assert!(line["error"].as_f64().expect("an error") > 1.0);
     let reason = line["reason"].as_str().expect("a reason");
     assert!(reason.contains("1 of 192 numbers off"), "{reason}");
+}
+
+/// A case of this repository with its last expected number wrong, alone in a folder.
+fn wrong_case(name: &str) -> PathBuf {
+    let mut bytes = fixture("onnx_attention/test_attention_4d.safetensors");
+    // The last number in the file is one of the expected output.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1000f32.to_le_bytes());
+    folder_with(name, "onnx_attention/changed.safetensors", &bytes)
+}
+
+#[test]
+fn a_failure_is_told_to_a_reader_that_left() {
+    let folder = wrong_case("reader-left");
+    for args in [&["verify", "--json"][..], &["verify"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_foveate"))
+            .args(args)
+            .arg(&folder)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the program ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains("no case passed"), "{args:?}: {stderr}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What the program prints. A reader that has seen enough (`foveate info | head -1`) ends the
-//! program quietly.
+//! What the program prints. A reader that has seen enough (`foveate info | head -1`) is no error:
+//! the rest is dropped, the work goes on, and the exit code says what came of it.
 
 use std::io::{self, Write};
 
@@ -12,7 +12,7 @@ pub(super) fn print(text: impl std::fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
     let written = writeln!(out, "{text}").and_then(|()| out.flush());
     match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| Error::file("standard output", error)),
     }
 }
