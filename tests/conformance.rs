@@ -256,6 +256,18 @@ fn a_listed_case_that_passes_fails() {
 }
 
 #[test]
+fn a_listed_case_with_wrong_numbers_fails() {
+    let folder = wrong_case("listed-wrong");
+    let family = folder.join("onnx_attention");
+    let listed = family.join("test_attention_4d_softcap.safetensors");
+    fs::rename(family.join("changed.safetensors"), listed).expect("the file takes another name");
+    let line = bad_line(&folder);
+    assert_eq!(line["status"], "failed");
+    let reason = line["reason"].as_str().expect("a reason");
+    assert!(reason.contains("1 of 192 numbers off"), "{reason}");
+}
+
+#[test]
 fn folders_and_files_that_cannot_be_read_are_errors() {
     let bytes = fixture("onnx_softmax/test_softmax_axis_2.safetensors");
     let half = &bytes[..bytes.len() / 2];

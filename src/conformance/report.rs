@@ -83,8 +83,9 @@ impl Listed {
         self.0.iter().map(String::as_str)
     }
 
-    /// Holds a result against the list: listed cases are unsupported, and one that passes has to
-    /// be taken off the list, so it counts as failed.
+    /// Holds a result against the list: only what is listed may be unsupported. A listed case that
+    /// passes has to be taken off the list, so it counts as failed; so does one that runs and is
+    /// wrong.
     pub fn judge(&self, mut verdict: Verdict) -> Verdict {
         verdict.listed = self
             .0
@@ -98,12 +99,11 @@ impl Listed {
                         .into(),
                 );
             }
-            (true, _) => verdict.status = Status::Unsupported,
             (false, Status::Unsupported) => {
                 let reason = verdict.reason.unwrap_or_default();
                 verdict.reason = Some(format!("not listed: {reason}"));
             }
-            (false, _) => {}
+            _ => {}
         }
         verdict
     }
@@ -193,7 +193,10 @@ mod tests {
         let listed = Listed::parse("# none yet\n\nfamily/known # softcap\n");
         let judge = |case, status| listed.judge(verdict(case, status));
         assert!(!judge("known", Status::Unsupported).is_bad());
-        assert!(!judge("known", Status::Failed).is_bad());
+        let wrong = judge("known", Status::Failed);
+        assert_eq!(wrong.status, Status::Failed);
+        assert_eq!(wrong.reason.as_deref(), Some("because"));
+        assert!(wrong.is_bad());
         assert_eq!(judge("known", Status::Passed).status, Status::Failed);
         assert!(!judge("new", Status::Passed).is_bad());
         let new = judge("new", Status::Unsupported);
