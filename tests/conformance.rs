@@ -13,6 +13,7 @@ use foveate::{
     Gpu, Schedule, Tuning,
     conformance::{Case, Listed, Status, Summary, carried, load, run, run_all},
 };
+use safetensors::tensor::TensorView;
 
 /// Cases left out where each kernel takes llvmpipe seconds to compile: through GL, and for the
 /// tile schedule on it. What they test there, head dims past 64, other cases test elsewhere.
@@ -265,6 +266,86 @@ fn a_listed_case_with_wrong_numbers_fails() {
     assert_eq!(line["status"], "failed");
     let reason = line["reason"].as_str().expect("a reason");
     assert!(reason.contains("1 of 192 numbers off"), "{reason}");
+}
+
+/// A case of PyTorch's FlexAttention with these parameters, and q, k and v of these shapes.
+fn flex_case(name: &str, params: &str, shapes: [&[usize]; 3]) -> Case {
+    let zeros = shapes.map(|shape| vec![0u8; shape.iter().product::<usize>() * 4]);
+    let views = ["q", "k", "v"].into_iter().zip(shapes).zip(&zeros);
+    let views = views.map(|((name, shape), bytes)| {
+        let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes);
+        (name, view.expect("bytes fit the shape"))
+    });
+    let texts = [
+        ("params", params),
+        ("roles", r#"{"inputs": ["q", "k", "v"], "expected": []}"#),
+        ("tol", r#"{"rtol": 0}"#),
+    ];
+    let texts = texts.map(|(key, text)| (key.to_owned(), text.to_owned()));
+    let bytes = safetensors::serialize(views, Some(texts.into())).expect("names differ");
+    Case::parse("torch_flex", name, &bytes).expect("a case")
+}
+
+#[test]
+fn cases_that_make_no_sense_are_refused_with_a_reason() {
+    let gpu = Gpu::open(None).expect("an adapter");
+    let small: &[usize] = &[1, 1, 4, 8];
+    // Few numbers, and more pairs of queries and keys than memory holds.
+    let long: &[usize] = &[1, 1, 1 << 20, 1];
+    let empty: &[usize] = &[1 << 20, 1 << 20, 0, 1 << 20];
+    for (name, params, [q, k, v], said) in [
+        (
+            "window_dilated2x4_causal",
+            r#"{"window": 2, "dilation": 0}"#,
+            [small; 3],
+            "`dilation`",
+        ),
+        (
+            "neighborhood2d",
+            r#"{"width": 0, "radius": 1}"#,
+            [small; 3],
+            "`width`",
+        ),
+        (
+            "neighborhood2d",
+            r#"{"width": -3, "radius": 1}"#,
+            [small; 3],
+            "`width`",
+        ),
+        ("neighborhood2d", "[]", [small; 3], "`width`"),
+        (
+            "relative_distance",
+            "{}",
+            [&[4, 8], small, small],
+            "q has not",
+        ),
+        (
+            "relative_distance",
+            "{}",
+            [small, &[4, 8], small],
+            "k has not",
+        ),
+        ("relative_distance", "{}", [empty, small, small], "q: shape"),
+        (
+            "relative_distance",
+            "{}",
+            [small, &[1, 1, 0, 8], small],
+            "k: shape",
+        ),
+        ("relative_distance", "{}", [long; 3], "1048576, 1048576"),
+        (
+            "noop",
+            "{}",
+            [long, small, &[1, 1, 1, 1 << 20]],
+            "1048576, 1048576",
+        ),
+    ] {
+        let case = flex_case(name, params, [q, k, v]);
+        let verdict = run(&gpu, &case, &Tuning::default());
+        assert_eq!(verdict.status, Status::Unsupported, "{verdict:?}");
+        let reason = verdict.reason.unwrap_or_default();
+        assert!(reason.contains(said), "{name} {params}: {reason}");
+    }
 }
 
 #[test]
