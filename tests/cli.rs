@@ -448,6 +448,7 @@ fn bad_input_is_refused_by_name() {
     softmax("--in x.npy --out y.npy --scale inf").failed(2, &["scale", "finite"]);
     softmax("--in x.npy --out y.npy --scale NaN").failed(2, &["scale", "finite"]);
     softmax("--in x.npy --out y.npy --time 0").failed(2, &["--time"]);
+    softmax("--in x.npy --out y.npy --time 10001").failed(2, &["--time", "10000"]);
     softmax("--in big.npy --out y.npy --dtype f16").failed(2, &["x:", "70000", "f32"]);
     // Attention.
     let attention = |rest: &str| folder.foveate(&format!("run attention {rest}"));

@@ -181,7 +181,7 @@ struct Job {
     #[arg(long, value_enum)]
     schedule: Option<AttentionSchedule>,
     /// Also time this many runs.
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=10_000))]
     time: Option<u32>,
     /// Print the plan: the schedule, why it was chosen, and the dispatches.
     #[arg(long)]
