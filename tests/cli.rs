@@ -59,6 +59,14 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_foveate"))
 }
 
+/// `info`, with this in the variable that chooses an adapter.
+fn info(args: &[&str], choice: Option<&str>) -> Ended {
+    let mut program = program();
+    program.arg("info").args(args);
+    program.env_remove(foveate::ADAPTER_VARIABLE);
+    Ended::of(program.envs(choice.map(|choice| (foveate::ADAPTER_VARIABLE, choice))))
+}
+
 /// A folder of its own for each test, in which the program runs.
 struct Folder(PathBuf);
 
@@ -168,9 +176,8 @@ fn assert_close(x: &[f32], want: &[f64], tolerance: f64) {
 
 #[test]
 fn info_lists_an_adapter() {
-    let folder = Folder::new("info");
-    let text = folder.foveate("info").succeeded().stdout;
-    let json = folder.foveate("info --json").succeeded().json();
+    let text = info(&[], None).succeeded().stdout;
+    let json = info(&["--json"], None).succeeded().json();
     let list = json.as_array().expect("a list of adapters");
     assert!(!list.is_empty(), "no adapter: install Mesa's lavapipe");
     for (number, adapter) in list.iter().enumerate() {
@@ -184,9 +191,17 @@ fn info_lists_an_adapter() {
             "{text}"
         );
     }
-    let one = folder.foveate("--adapter 0 info --json").succeeded().json();
+    let one = info(&["--json", "--adapter", "0"], Some("nowhere"));
+    let one = one.succeeded().json();
     assert_eq!(one.as_array().map(Vec::len), Some(1));
     assert_eq!(one[0]["name"], list[0]["name"]);
+
+    let last = list.len() - 1;
+    let one = info(&["--json"], Some(&last.to_string()));
+    let one = one.succeeded().json();
+    assert_eq!(one.as_array().map(Vec::len), Some(1));
+    assert_eq!(one[0]["number"], last);
+    info(&[], Some("nowhere")).failed(1, &["nowhere", "there are 0:"]);
 }
 
 #[test]

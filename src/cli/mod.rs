@@ -12,14 +12,15 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::Error;
+use crate::{ADAPTER_VARIABLE, Error};
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
 #[command(name = "foveate", version, about)]
 struct Program {
     /// Adapter to use: a number, or a part of its name, driver or backend. Default: the
-    /// environment variable FOVEATE_ADAPTER, else a real GPU before software.
+    /// environment variable FOVEATE_ADAPTER; without it, `info` and `demo` take every adapter, the
+    /// other commands a real GPU before software.
     #[arg(long, global = true)]
     adapter: Option<String>,
     /// Print JSON instead of tables.
@@ -46,6 +47,7 @@ enum Command {
 /// What all commands share.
 #[derive(Debug, Clone)]
 struct Globals {
+    /// The adapter asked for, by argument or by variable.
     adapter: Option<String>,
     json: bool,
 }
@@ -60,7 +62,9 @@ pub fn main() -> ExitCode {
     .init();
     let program = Program::parse();
     let globals = Globals {
-        adapter: program.adapter,
+        adapter: program
+            .adapter
+            .or_else(|| std::env::var(ADAPTER_VARIABLE).ok()),
         json: program.json,
     };
     let result = match program.command {
