@@ -443,14 +443,17 @@ fn bad_input_is_refused_by_name() {
 
     let softmax = |rest: &str| folder.foveate(&format!("run softmax {rest}"));
     // Files.
-    softmax("--in none.npy --out y.npy").failed(1, &["none.npy"]);
+    softmax("--in none.npy --out y.npy").failed(1, &["none.npy", "check the path"]);
     softmax("--in short.npy --out y.npy").failed(1, &["short.npy", "93 bytes", "96", "truncated"]);
     softmax("--in fortran.npy --out y.npy").failed(1, &["fortran.npy", "ascontiguousarray"]);
     softmax("--tensor x=short.safetensors:a --out y.npy").failed(1, &["short", "truncated"]);
     softmax("--tensor x=x.safetensors:b --out y.npy").failed(1, &["no tensor `b`", "it has: a"]);
     softmax("--in x.pt --out y.npy").failed(1, &["x.pt", ".safetensors or .npy"]);
     softmax("--in x.npy --out y.txt").failed(1, &["y.txt", ".safetensors or .npy"]);
-    softmax("--in x.npy --out none/y.npy").failed(1, &["y.npy"]);
+    fs::create_dir(folder.path("there.npy")).expect("the folder can be made");
+    // Said before anything is read: there is no such input either.
+    softmax("--in none.npy --out none/y.npy").failed(1, &["none/y.npy", "make it", "--out"]);
+    softmax("--in none.npy --out there.npy").failed(1, &["there.npy: is a folder", "--out"]);
     // Arguments.
     softmax("--in x.npy").failed(2, &["--out"]);
     softmax("--in x.npy --out ./x.npy").failed(2, &["--out", "is an input"]);

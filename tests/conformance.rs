@@ -356,7 +356,11 @@ fn folders_and_files_that_cannot_be_read_are_errors() {
     fs::remove_dir(&missing).expect("the folder goes");
     for (folder, said) in [
         (folder("empty"), "holds no case"),
-        (missing, "missing"),
+        (missing, "check the path"),
+        (
+            folder_with("file", "real/case.safetensors", half).join("real/case.safetensors"),
+            "give the folder that holds it",
+        ),
         (
             folder_with("truncated", "onnx_softmax/half.safetensors", half),
             "half.safetensors",

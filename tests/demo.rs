@@ -169,7 +169,10 @@ fn what_cannot_be_is_refused_with_a_reason() {
     let output = demo(&folder, &["--adapter", "0", "--html", "missing/page.html"]);
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(errors.contains("missing/page.html"), "{errors}");
+    assert!(
+        errors.contains("missing/page.html") && errors.contains("--html"),
+        "{errors}"
+    );
 }
 
 #[test]

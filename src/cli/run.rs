@@ -352,6 +352,7 @@ fn check_out(settings: &Settings, job: &Job, op_file: Option<&Path>) -> Result<(
             "write a .safetensors file",
         ));
     }
+    output::check_place(&job.out, "--out")?;
     // A file that cannot be resolved is not there yet.
     let Ok(out) = job.out.canonicalize() else {
         return Ok(());

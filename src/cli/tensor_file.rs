@@ -101,7 +101,8 @@ pub(super) struct TensorFile {
 impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let format = Format::of(path)?;
-        let bytes = fs::read(path).map_err(|error| Error::file(path, error))?;
+        let bytes = fs::read(path)
+            .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
         Ok(Self {
             path: path.to_owned(),
             format,
