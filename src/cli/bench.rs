@@ -5,11 +5,11 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    Globals,
+    AttentionSchedule, Globals,
     output::{print, print_json},
 };
 use crate::{
-    Error, Gpu, Result, Schedule, Tuning,
+    Error, Gpu, Result, Tuning,
     bench::{Ceilings, Row, Workload, ceilings},
 };
 
@@ -33,12 +33,6 @@ pub(super) struct Args {
     /// Attention schedule, instead of the plan's choice.
     #[arg(long, value_enum)]
     schedule: Option<AttentionSchedule>,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum AttentionSchedule {
-    Subgroup,
-    Tile,
 }
 
 /// What was measured where.
@@ -71,10 +65,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         progress.set_message(workload.name().to_owned());
         let tuning = Tuning {
             schedule: match (&workload, args.schedule) {
-                (Workload::Attention { .. }, Some(AttentionSchedule::Subgroup)) => {
-                    Some(Schedule::Subgroup)
-                }
-                (Workload::Attention { .. }, Some(AttentionSchedule::Tile)) => Some(Schedule::Tile),
+                (Workload::Attention { .. }, Some(schedule)) => Some(schedule.into()),
                 _ => None,
             },
             ..Tuning::default()

@@ -10,9 +10,9 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{ADAPTER_VARIABLE, Error};
+use crate::{ADAPTER_VARIABLE, Error, Schedule};
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
@@ -50,6 +50,22 @@ struct Globals {
     /// The adapter asked for, by argument or by variable.
     adapter: Option<String>,
     json: bool,
+}
+
+/// A schedule of attention, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AttentionSchedule {
+    Subgroup,
+    Tile,
+}
+
+impl From<AttentionSchedule> for Schedule {
+    fn from(schedule: AttentionSchedule) -> Self {
+        match schedule {
+            AttentionSchedule::Subgroup => Self::Subgroup,
+            AttentionSchedule::Tile => Self::Tile,
+        }
+    }
 }
 
 /// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong

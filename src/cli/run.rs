@@ -16,7 +16,7 @@ use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Globals, output,
+    AttentionSchedule, Globals, output,
     tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
 };
 use crate::{
@@ -202,12 +202,6 @@ impl From<Storage> for DType {
             Storage::F16 => Self::F16,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum AttentionSchedule {
-    Subgroup,
-    Tile,
 }
 
 /// Where a tensor comes from.
@@ -627,10 +621,7 @@ impl Task {
         let mut gpu = Gpu::open(globals.adapter.as_deref())?;
         gpu.measure()?;
         let tuning = Tuning {
-            schedule: job.schedule.map(|schedule| match schedule {
-                AttentionSchedule::Subgroup => Schedule::Subgroup,
-                AttentionSchedule::Tile => Schedule::Tile,
-            }),
+            schedule: job.schedule.map(Schedule::from),
             ..Tuning::default()
         };
         let progress = ProgressBar::new_spinner();
