@@ -9,7 +9,7 @@ use super::{
     output::{print, print_json},
 };
 use crate::{
-    Error, Gpu, Result, Tuning,
+    Error, Result, Tuning,
     bench::{Ceilings, Row, Workload, ceilings},
 };
 
@@ -46,7 +46,7 @@ struct Adapter<'a> {
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let workloads = workloads(args)?;
-    let gpu = Gpu::open(globals.adapter.as_deref())?;
+    let gpu = super::open(globals)?;
     let progress = super::progress(workloads.len() as u64 + 1, globals);
     progress.set_message("ceilings");
     let ceilings = ceilings(&gpu, args.runs as usize)?;

@@ -7,7 +7,7 @@ use indicatif::{BinaryBytes, HumanCount, ProgressBar};
 use serde::Serialize;
 
 use super::{Globals, output};
-use crate::{Gpu, Result, adapters, bench, caps::UNMEASURED_LOOP_BUDGET, choose};
+use crate::{Result, adapters, bench, caps::UNMEASURED_LOOP_BUDGET, choose};
 
 /// Arguments of `foveate info`.
 #[derive(Debug, clap::Args)]
@@ -137,8 +137,7 @@ fn facts(number: usize, adapter: &wgpu::Adapter, ceilings: bool) -> Facts {
 
 fn measure(adapter: &wgpu::Adapter, ceilings: bool) -> Result<Measured> {
     const RUNS: usize = 5;
-    let mut gpu = Gpu::on(adapter)?;
-    gpu.measure()?;
+    let gpu = super::open_on(adapter)?;
     Ok(Measured {
         loop_budget: gpu.engine().caps().loop_budget,
         ceilings: ceilings.then(|| bench::ceilings(&gpu, RUNS)).transpose()?,

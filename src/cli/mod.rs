@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{ADAPTER_VARIABLE, Error, Schedule};
+use crate::{ADAPTER_VARIABLE, Error, Gpu, Result, Schedule, adapters, choose};
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
@@ -100,6 +100,18 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Opens the adapter that the arguments choose, and measures what cannot be asked of it.
+fn open(globals: &Globals) -> Result<Gpu> {
+    open_on(&choose(&adapters(), globals.adapter.as_deref())?)
+}
+
+/// Opens an adapter, and measures what cannot be asked of it.
+fn open_on(adapter: &wgpu::Adapter) -> Result<Gpu> {
+    let mut gpu = Gpu::on(adapter)?;
+    gpu.measure()?;
+    Ok(gpu)
 }
 
 /// A progress bar on stderr; hidden where nobody looks.

@@ -618,8 +618,7 @@ struct Task {
 impl Task {
     /// Plans, runs, writes and reports.
     fn compute(&self, job: &Job, globals: &Globals) -> Result<()> {
-        let mut gpu = Gpu::open(globals.adapter.as_deref())?;
-        gpu.measure()?;
+        let gpu = super::open(globals)?;
         let tuning = Tuning {
             schedule: job.schedule.map(Schedule::from),
             ..Tuning::default()
