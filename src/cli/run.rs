@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::{
@@ -12,11 +11,10 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
     value_parser,
 };
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttentionSchedule, Globals, output,
+    AttentionSchedule, Globals, output, progress,
     tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
 };
 use crate::{
@@ -623,9 +621,8 @@ impl Task {
             schedule: job.schedule.map(Schedule::from),
             ..Tuning::default()
         };
-        let progress = ProgressBar::new_spinner();
-        progress.enable_steady_tick(Duration::from_millis(100));
-        progress.set_message("compiling");
+        let bar = progress(3, globals);
+        bar.set_message("compiling");
         let plan = gpu.engine().plan_with(&self.op, &tuning)?;
         let tensors = self
             .op
@@ -641,7 +638,8 @@ impl Task {
             .collect::<Result<Vec<_>>>()?;
         let views = tensors.iter().map(|(slot, tensor)| (*slot, tensor.view()));
         let call = plan.bind(OpArgs(views.collect()))?;
-        progress.set_message("running");
+        bar.inc(1);
+        bar.set_message("running");
         gpu.run(&call)?;
         let outputs = tensors
             .iter()
@@ -657,12 +655,13 @@ impl Task {
             })
             .collect::<Result<Vec<_>>>()?;
         tensor_file::write(&job.out, &outputs)?;
-        progress.set_message("timing");
+        bar.inc(1);
+        bar.set_message("timing");
         let timing = job
             .time
             .map(|runs| bench::time(&gpu, std::slice::from_ref(&call), runs as usize))
             .transpose()?;
-        progress.finish_and_clear();
+        bar.finish_and_clear();
 
         let cost = bench::cost(&self.op);
         let report = Report {
