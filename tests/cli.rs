@@ -294,7 +294,7 @@ fn attention_of_npy_files_with_heads_inside() {
         "op.json",
         r#"{"attention": {"causal": "top_left", "layout": "bshd"}}"#,
     );
-    for heads in [1usize, 3] {
+    for (heads, schedule) in [(1usize, ""), (3, "--schedule tile")] {
         let [batch, seq, dim] = [2, 17, 32];
         let shape = [batch, seq, heads, dim];
         let [q, k, v] = [0.37, 0.53, 0.71].map(|step| wave(shape.iter().product(), step));
@@ -302,11 +302,15 @@ fn attention_of_npy_files_with_heads_inside() {
             folder.write_npy(&format!("{name}.npy"), &shape.map(|len| len as u64), data);
         }
         let json = folder
-            .foveate(
-                "run --json --op @op.json --in q.npy v.npy --tensor k=keys.npy --out o.npy --time 3",
-            )
+            .foveate(&format!(
+                "run --json --op @op.json --in q.npy v.npy --tensor k=keys.npy --out o.npy \
+                 --time 3 {schedule}"
+            ))
             .succeeded()
             .json();
+        if !schedule.is_empty() {
+            assert_eq!(json["schedule"], "tile");
+        }
         assert_eq!(json["outputs"][0]["name"], "o");
         assert_eq!(json["timing"]["wall"]["runs"], 3);
         assert!(json["gflops"].as_f64() > Some(0.0));
@@ -487,6 +491,28 @@ fn bad_input_is_refused_by_name() {
     op(r#"{"softmax": {"#).failed(2, &["--op", "EOF"]);
     op(r#"{"convolution": {}}"#).failed(2, &["--op", "convolution", "attention"]);
     op("bad.json").failed(2, &["--op", "bad.json", "last"]);
+    folder
+        .foveate_args(&[
+            "run",
+            "--op",
+            r#"{"softmax": {}}"#,
+            "--schedule",
+            "tile",
+            "--in",
+            "x.npy",
+            "--out",
+            "y.npy",
+        ])
+        .failed(2, &["--schedule", "attention"]);
+    // A schedule is attention's alone, and belongs behind its name.
+    softmax("--in x.npy --out y.npy --schedule tile").failed(2, &["--schedule"]);
+    folder
+        .foveate("run --schedule tile attention --in q.npy k.npy v.npy --out o.npy")
+        .failed(2, &["--schedule", "after the name"]);
+    for (op, offered) in [("softmax", false), ("attention", true)] {
+        let help = folder.foveate(&format!("run {op} --help")).succeeded();
+        assert_eq!(help.stdout.contains("--schedule"), offered, "{help:#?}");
+    }
     op("none.json").failed(1, &["none.json"]);
     folder.foveate("run").failed(2, &["--op"]);
     folder
