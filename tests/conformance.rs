@@ -379,6 +379,18 @@ fn folders_and_files_that_cannot_be_read_are_errors() {
 }
 
 #[test]
+fn remarks_stand_below_the_table() {
+    let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
+        .args(["verify", "--filter", "torch_flex/grad_"])
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let line = "1 passed with the remark: backward: unsupported";
+    assert!(text.lines().any(|other| other == line), "{text}");
+}
+
+#[test]
 fn a_filter_that_matches_nothing_is_an_error() {
     let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
         .args(["verify", "--filter", "no such case"])

@@ -110,5 +110,9 @@ fn print_summary(gpu: &Gpu, summary: &Summary) -> Result<()> {
         summary.count(Status::Passed),
         summary.count(Status::Failed),
         summary.count(Status::Unsupported)
-    ))
+    ))?;
+    for (remark, count) in summary.remarks() {
+        print(format!("{count} passed with the remark: {remark}"))?;
+    }
+    Ok(())
 }

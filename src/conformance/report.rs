@@ -162,6 +162,16 @@ impl Summary {
         self.verdicts.iter().filter(ended).count()
     }
 
+    /// How many cases passed with each remark.
+    pub fn remarks(&self) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        let passed = self.verdicts.iter().filter(|v| v.status == Status::Passed);
+        for remark in passed.filter_map(|verdict| verdict.reason.as_deref()) {
+            *counts.entry(remark).or_default() += 1;
+        }
+        counts
+    }
+
     /// The results that spoil the run; see [`Verdict::is_bad`].
     pub fn bad(&self) -> impl Iterator<Item = &Verdict> {
         self.verdicts.iter().filter(|verdict| verdict.is_bad())
@@ -202,6 +212,19 @@ mod tests {
         let new = judge("new", Status::Unsupported);
         assert!(new.is_bad());
         assert_eq!(new.reason.as_deref(), Some("not listed: because"));
+    }
+
+    #[test]
+    fn remarks_of_passed_cases_are_counted() {
+        let mut summary = Summary::default();
+        for status in [Status::Passed, Status::Passed, Status::Failed] {
+            summary.add(verdict("a", status));
+        }
+        summary.add(Verdict {
+            reason: None,
+            ..verdict("b", Status::Passed)
+        });
+        assert_eq!(summary.remarks(), BTreeMap::from([("because", 2)]));
     }
 
     #[test]
