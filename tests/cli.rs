@@ -59,6 +59,14 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_foveate"))
 }
 
+/// `info`, with this in the variable that chooses an adapter.
+fn info(args: &[&str], choice: Option<&str>) -> Ended {
+    let mut program = program();
+    program.arg("info").args(args);
+    program.env_remove(foveate::ADAPTER_VARIABLE);
+    Ended::of(program.envs(choice.map(|choice| (foveate::ADAPTER_VARIABLE, choice))))
+}
+
 /// A folder of its own for each test, in which the program runs.
 struct Folder(PathBuf);
 
@@ -168,9 +176,8 @@ fn assert_close(x: &[f32], want: &[f64], tolerance: f64) {
 
 #[test]
 fn info_lists_an_adapter() {
-    let folder = Folder::new("info");
-    let text = folder.foveate("info").succeeded().stdout;
-    let json = folder.foveate("info --json").succeeded().json();
+    let text = info(&[], None).succeeded().stdout;
+    let json = info(&["--json"], None).succeeded().json();
     let list = json.as_array().expect("a list of adapters");
     assert!(!list.is_empty(), "no adapter: install Mesa's lavapipe");
     for (number, adapter) in list.iter().enumerate() {
@@ -184,9 +191,17 @@ fn info_lists_an_adapter() {
             "{text}"
         );
     }
-    let one = folder.foveate("--adapter 0 info --json").succeeded().json();
+    let one = info(&["--json", "--adapter", "0"], Some("nowhere"));
+    let one = one.succeeded().json();
     assert_eq!(one.as_array().map(Vec::len), Some(1));
     assert_eq!(one[0]["name"], list[0]["name"]);
+
+    let last = list.len() - 1;
+    let one = info(&["--json"], Some(&last.to_string()));
+    let one = one.succeeded().json();
+    assert_eq!(one.as_array().map(Vec::len), Some(1));
+    assert_eq!(one[0]["number"], last);
+    info(&[], Some("nowhere")).failed(1, &["nowhere", "there are 0:"]);
 }
 
 #[test]
@@ -279,7 +294,7 @@ fn attention_of_npy_files_with_heads_inside() {
         "op.json",
         r#"{"attention": {"causal": "top_left", "layout": "bshd"}}"#,
     );
-    for heads in [1usize, 3] {
+    for (heads, schedule) in [(1usize, ""), (3, "--schedule tile")] {
         let [batch, seq, dim] = [2, 17, 32];
         let shape = [batch, seq, heads, dim];
         let [q, k, v] = [0.37, 0.53, 0.71].map(|step| wave(shape.iter().product(), step));
@@ -287,11 +302,15 @@ fn attention_of_npy_files_with_heads_inside() {
             folder.write_npy(&format!("{name}.npy"), &shape.map(|len| len as u64), data);
         }
         let json = folder
-            .foveate(
-                "run --json --op @op.json --in q.npy v.npy --tensor k=keys.npy --out o.npy --time 3",
-            )
+            .foveate(&format!(
+                "run --json --op @op.json --in q.npy v.npy --tensor k=keys.npy --out o.npy \
+                 --time 3 {schedule}"
+            ))
             .succeeded()
             .json();
+        if !schedule.is_empty() {
+            assert_eq!(json["schedule"], "tile");
+        }
         assert_eq!(json["outputs"][0]["name"], "o");
         assert_eq!(json["timing"]["wall"]["runs"], 3);
         assert!(json["gflops"].as_f64() > Some(0.0));
@@ -428,14 +447,17 @@ fn bad_input_is_refused_by_name() {
 
     let softmax = |rest: &str| folder.foveate(&format!("run softmax {rest}"));
     // Files.
-    softmax("--in none.npy --out y.npy").failed(1, &["none.npy"]);
+    softmax("--in none.npy --out y.npy").failed(1, &["none.npy", "check the path"]);
     softmax("--in short.npy --out y.npy").failed(1, &["short.npy", "93 bytes", "96", "truncated"]);
     softmax("--in fortran.npy --out y.npy").failed(1, &["fortran.npy", "ascontiguousarray"]);
     softmax("--tensor x=short.safetensors:a --out y.npy").failed(1, &["short", "truncated"]);
     softmax("--tensor x=x.safetensors:b --out y.npy").failed(1, &["no tensor `b`", "it has: a"]);
     softmax("--in x.pt --out y.npy").failed(1, &["x.pt", ".safetensors or .npy"]);
     softmax("--in x.npy --out y.txt").failed(1, &["y.txt", ".safetensors or .npy"]);
-    softmax("--in x.npy --out none/y.npy").failed(1, &["y.npy"]);
+    fs::create_dir(folder.path("there.npy")).expect("the folder can be made");
+    // Said before anything is read: there is no such input either.
+    softmax("--in none.npy --out none/y.npy").failed(1, &["none/y.npy", "make it", "--out"]);
+    softmax("--in none.npy --out there.npy").failed(1, &["there.npy: is a folder", "--out"]);
     // Arguments.
     softmax("--in x.npy").failed(2, &["--out"]);
     softmax("--in x.npy --out ./x.npy").failed(2, &["--out", "is an input"]);
@@ -448,6 +470,7 @@ fn bad_input_is_refused_by_name() {
     softmax("--in x.npy --out y.npy --scale inf").failed(2, &["scale", "finite"]);
     softmax("--in x.npy --out y.npy --scale NaN").failed(2, &["scale", "finite"]);
     softmax("--in x.npy --out y.npy --time 0").failed(2, &["--time"]);
+    softmax("--in x.npy --out y.npy --time 10001").failed(2, &["--time", "10000"]);
     softmax("--in big.npy --out y.npy --dtype f16").failed(2, &["x:", "70000", "f32"]);
     // Attention.
     let attention = |rest: &str| folder.foveate(&format!("run attention {rest}"));
@@ -468,6 +491,28 @@ fn bad_input_is_refused_by_name() {
     op(r#"{"softmax": {"#).failed(2, &["--op", "EOF"]);
     op(r#"{"convolution": {}}"#).failed(2, &["--op", "convolution", "attention"]);
     op("bad.json").failed(2, &["--op", "bad.json", "last"]);
+    folder
+        .foveate_args(&[
+            "run",
+            "--op",
+            r#"{"softmax": {}}"#,
+            "--schedule",
+            "tile",
+            "--in",
+            "x.npy",
+            "--out",
+            "y.npy",
+        ])
+        .failed(2, &["--schedule", "attention"]);
+    // A schedule is attention's alone, and belongs behind its name.
+    softmax("--in x.npy --out y.npy --schedule tile").failed(2, &["--schedule"]);
+    folder
+        .foveate("run --schedule tile attention --in q.npy k.npy v.npy --out o.npy")
+        .failed(2, &["--schedule", "after the name"]);
+    for (op, offered) in [("softmax", false), ("attention", true)] {
+        let help = folder.foveate(&format!("run {op} --help")).succeeded();
+        assert_eq!(help.stdout.contains("--schedule"), offered, "{help:#?}");
+    }
     op("none.json").failed(1, &["none.json"]);
     folder.foveate("run").failed(2, &["--op"]);
     folder

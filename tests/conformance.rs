@@ -6,13 +6,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use foveate::{
     Gpu, Schedule, Tuning,
     conformance::{Case, Listed, Status, Summary, carried, load, run, run_all},
 };
+use safetensors::tensor::TensorView;
 
 /// Cases left out where each kernel takes llvmpipe seconds to compile: through GL, and for the
 /// tile schedule on it. What they test there, head dims past 64, other cases test elsewhere.
@@ -180,18 +181,41 @@ fn bad_line(folder: &Path) -> serde_json::Value {
 
 #[test]
 fn a_wrong_number_fails() {
-    let mut bytes = fixture("onnx_attention/test_attention_4d.safetensors");
-    // The last number in the file is one of the expected output.
-    let end = bytes.len();
-    bytes[end - 4..].copy_from_slice(&1000f32.to_le_bytes());
-    let folder = folder_with("wrong", "onnx_attention/changed.safetensors", &bytes);
-    let line = bad_line(&folder);
+    let line = bad_line(&wrong_case("wrong"));
     assert_eq!(line["status"], "failed");
     assert_eq!(line["family"], "onnx_attention");
     assert_eq!(line["case"], "changed");
     assert!(line["error"].as_f64().expect("an error") > 1.0);
     let reason = line["reason"].as_str().expect("a reason");
     assert!(reason.contains("1 of 192 numbers off"), "{reason}");
+}
+
+/// A case of this repository with its last expected number wrong, alone in a folder.
+fn wrong_case(name: &str) -> PathBuf {
+    let mut bytes = fixture("onnx_attention/test_attention_4d.safetensors");
+    // The last number in the file is one of the expected output.
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&1000f32.to_le_bytes());
+    folder_with(name, "onnx_attention/changed.safetensors", &bytes)
+}
+
+#[test]
+fn a_failure_is_told_to_a_reader_that_left() {
+    let folder = wrong_case("reader-left");
+    for args in [&["verify", "--json"][..], &["verify"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_foveate"))
+            .args(args)
+            .arg(&folder)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the program ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains("no case passed"), "{args:?}: {stderr}");
+    }
 }
 
 #[test]
@@ -233,6 +257,98 @@ fn a_listed_case_that_passes_fails() {
 }
 
 #[test]
+fn a_listed_case_with_wrong_numbers_fails() {
+    let folder = wrong_case("listed-wrong");
+    let family = folder.join("onnx_attention");
+    let listed = family.join("test_attention_4d_softcap.safetensors");
+    fs::rename(family.join("changed.safetensors"), listed).expect("the file takes another name");
+    let line = bad_line(&folder);
+    assert_eq!(line["status"], "failed");
+    let reason = line["reason"].as_str().expect("a reason");
+    assert!(reason.contains("1 of 192 numbers off"), "{reason}");
+}
+
+/// A case of PyTorch's FlexAttention with these parameters, and q, k and v of these shapes.
+fn flex_case(name: &str, params: &str, shapes: [&[usize]; 3]) -> Case {
+    let zeros = shapes.map(|shape| vec![0u8; shape.iter().product::<usize>() * 4]);
+    let views = ["q", "k", "v"].into_iter().zip(shapes).zip(&zeros);
+    let views = views.map(|((name, shape), bytes)| {
+        let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes);
+        (name, view.expect("bytes fit the shape"))
+    });
+    let texts = [
+        ("params", params),
+        ("roles", r#"{"inputs": ["q", "k", "v"], "expected": []}"#),
+        ("tol", r#"{"rtol": 0}"#),
+    ];
+    let texts = texts.map(|(key, text)| (key.to_owned(), text.to_owned()));
+    let bytes = safetensors::serialize(views, Some(texts.into())).expect("names differ");
+    Case::parse("torch_flex", name, &bytes).expect("a case")
+}
+
+#[test]
+fn cases_that_make_no_sense_are_refused_with_a_reason() {
+    let gpu = Gpu::open(None).expect("an adapter");
+    let small: &[usize] = &[1, 1, 4, 8];
+    // Few numbers, and more pairs of queries and keys than memory holds.
+    let long: &[usize] = &[1, 1, 1 << 20, 1];
+    let empty: &[usize] = &[1 << 20, 1 << 20, 0, 1 << 20];
+    for (name, params, [q, k, v], said) in [
+        (
+            "window_dilated2x4_causal",
+            r#"{"window": 2, "dilation": 0}"#,
+            [small; 3],
+            "`dilation`",
+        ),
+        (
+            "neighborhood2d",
+            r#"{"width": 0, "radius": 1}"#,
+            [small; 3],
+            "`width`",
+        ),
+        (
+            "neighborhood2d",
+            r#"{"width": -3, "radius": 1}"#,
+            [small; 3],
+            "`width`",
+        ),
+        ("neighborhood2d", "[]", [small; 3], "`width`"),
+        (
+            "relative_distance",
+            "{}",
+            [&[4, 8], small, small],
+            "q has not",
+        ),
+        (
+            "relative_distance",
+            "{}",
+            [small, &[4, 8], small],
+            "k has not",
+        ),
+        ("relative_distance", "{}", [empty, small, small], "q: shape"),
+        (
+            "relative_distance",
+            "{}",
+            [small, &[1, 1, 0, 8], small],
+            "k: shape",
+        ),
+        ("relative_distance", "{}", [long; 3], "1048576, 1048576"),
+        (
+            "noop",
+            "{}",
+            [long, small, &[1, 1, 1, 1 << 20]],
+            "1048576, 1048576",
+        ),
+    ] {
+        let case = flex_case(name, params, [q, k, v]);
+        let verdict = run(&gpu, &case, &Tuning::default());
+        assert_eq!(verdict.status, Status::Unsupported, "{verdict:?}");
+        let reason = verdict.reason.unwrap_or_default();
+        assert!(reason.contains(said), "{name} {params}: {reason}");
+    }
+}
+
+#[test]
 fn folders_and_files_that_cannot_be_read_are_errors() {
     let bytes = fixture("onnx_softmax/test_softmax_axis_2.safetensors");
     let half = &bytes[..bytes.len() / 2];
@@ -240,7 +356,11 @@ fn folders_and_files_that_cannot_be_read_are_errors() {
     fs::remove_dir(&missing).expect("the folder goes");
     for (folder, said) in [
         (folder("empty"), "holds no case"),
-        (missing, "missing"),
+        (missing, "check the path"),
+        (
+            folder_with("file", "real/case.safetensors", half).join("real/case.safetensors"),
+            "give the folder that holds it",
+        ),
         (
             folder_with("truncated", "onnx_softmax/half.safetensors", half),
             "half.safetensors",
@@ -256,6 +376,18 @@ fn folders_and_files_that_cannot_be_read_are_errors() {
         assert!(text.contains(said) && !text.contains("panicked"), "{text}");
         assert!(output.stdout.is_empty());
     }
+}
+
+#[test]
+fn remarks_stand_below_the_table() {
+    let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
+        .args(["verify", "--filter", "torch_flex/grad_"])
+        .output()
+        .expect("the program starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    let line = "1 passed with the remark: backward: unsupported";
+    assert!(text.lines().any(|other| other == line), "{text}");
 }
 
 #[test]

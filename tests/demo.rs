@@ -169,7 +169,27 @@ fn what_cannot_be_is_refused_with_a_reason() {
     let output = demo(&folder, &["--adapter", "0", "--html", "missing/page.html"]);
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(errors.contains("missing/page.html"), "{errors}");
+    assert!(
+        errors.contains("missing/page.html") && errors.contains("--html"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn the_variable_chooses_an_adapter() {
+    let folder = Folder::new("variable");
+    let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
+        .arg("demo")
+        .current_dir(&folder.0)
+        .env("FOVEATE_ADAPTER", "no such adapter")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        errors.contains("none matches `no such adapter`"),
+        "{errors}"
+    );
 }
 
 #[test]

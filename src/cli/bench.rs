@@ -5,11 +5,11 @@ use std::{fs, path::PathBuf, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    Globals,
+    AttentionSchedule, Globals,
     output::{print, print_json},
 };
 use crate::{
-    Error, Gpu, Result, Schedule, Tuning,
+    Error, Result, Tuning,
     bench::{Ceilings, Row, Workload, ceilings},
 };
 
@@ -32,12 +32,6 @@ pub(super) struct Args {
     schedule: Option<AttentionSchedule>,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum AttentionSchedule {
-    Subgroup,
-    Tile,
-}
-
 /// What was measured where.
 #[derive(Serialize)]
 struct Adapter<'a> {
@@ -50,7 +44,7 @@ struct Adapter<'a> {
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let workloads = workloads(args)?;
-    let gpu = Gpu::open(globals.adapter.as_deref())?;
+    let gpu = super::open(globals)?;
     let progress = super::progress(workloads.len() as u64 + 1, globals);
     progress.set_message("ceilings");
     let ceilings = ceilings(&gpu, args.runs as usize)?;
@@ -70,10 +64,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         progress.set_message(workload.name().to_owned());
         let tuning = Tuning {
             schedule: match (&workload, args.schedule) {
-                (Workload::Attention { .. }, Some(AttentionSchedule::Subgroup)) => {
-                    Some(Schedule::Subgroup)
-                }
-                (Workload::Attention { .. }, Some(AttentionSchedule::Tile)) => Some(Schedule::Tile),
+                (Workload::Attention { .. }, Some(schedule)) => Some(schedule.into()),
                 _ => None,
             },
             ..Tuning::default()

@@ -4,10 +4,7 @@ mod adapter;
 mod encoder;
 mod page;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
@@ -18,7 +15,7 @@ use self::{
 };
 use super::{
     Globals,
-    output::{print, print_json},
+    output::{check_place, print, print_json},
     progress,
 };
 use crate::{Error, Result, adapters, choose};
@@ -60,13 +57,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         None if !found.is_empty() => found,
         choice => vec![choose(&found, choice.as_deref())?],
     };
-    let folder = args.html.parent().filter(|folder| *folder != Path::new(""));
-    if folder.is_some_and(|folder| !folder.is_dir()) {
-        return Err(Error::file(
-            &args.html,
-            "there is no such folder; make it, or name another file with --html",
-        ));
-    }
+    check_place(&args.html, "--html")?;
     let layers = match args.layer {
         LayerChoice::First => vec![Layer::first()?],
         LayerChoice::Last => vec![Layer::last()?],

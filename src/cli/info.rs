@@ -1,13 +1,13 @@
 //! `foveate info`
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use indicatif::{BinaryBytes, HumanCount, ProgressBar};
+use indicatif::{BinaryBytes, HumanCount};
 use serde::Serialize;
 
-use super::{Globals, output};
-use crate::{Gpu, Result, adapters, bench, caps::UNMEASURED_LOOP_BUDGET, choose};
+use super::{Globals, output, progress};
+use crate::{Result, adapters, bench, caps::UNMEASURED_LOOP_BUDGET, choose};
 
 /// Arguments of `foveate info`.
 #[derive(Debug, clap::Args)]
@@ -68,17 +68,22 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let all = adapters();
     // Also the error when there is none, or none that matches.
     let chosen = choose(&all, globals.adapter.as_deref())?;
-    let progress = ProgressBar::new_spinner();
-    progress.enable_steady_tick(Duration::from_millis(100));
-    let mut list = Vec::new();
-    for (number, adapter) in all.iter().enumerate() {
-        if globals.adapter.is_some() && *adapter != chosen {
-            continue;
-        }
-        progress.set_message(format!("measuring {}", adapter.get_info().name));
-        list.push(facts(number, adapter, args.ceilings));
-    }
-    progress.finish_and_clear();
+    let shown: Vec<_> = all
+        .iter()
+        .enumerate()
+        .filter(|(_, adapter)| globals.adapter.is_none() || **adapter == chosen)
+        .collect();
+    let bar = progress(shown.len() as u64, globals);
+    let list: Vec<Facts> = shown
+        .into_iter()
+        .map(|(number, adapter)| {
+            bar.set_message(format!("measuring {}", adapter.get_info().name));
+            let facts = facts(number, adapter, args.ceilings);
+            bar.inc(1);
+            facts
+        })
+        .collect();
+    bar.finish_and_clear();
     if globals.json {
         output::print_json(&list)?;
     } else {
@@ -137,8 +142,7 @@ fn facts(number: usize, adapter: &wgpu::Adapter, ceilings: bool) -> Facts {
 
 fn measure(adapter: &wgpu::Adapter, ceilings: bool) -> Result<Measured> {
     const RUNS: usize = 5;
-    let mut gpu = Gpu::on(adapter)?;
-    gpu.measure()?;
+    let gpu = super::open_on(adapter)?;
     Ok(Measured {
         loop_budget: gpu.engine().caps().loop_budget,
         ceilings: ceilings.then(|| bench::ceilings(&gpu, RUNS)).transpose()?,

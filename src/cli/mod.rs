@@ -10,16 +10,17 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::Error;
+use crate::{ADAPTER_VARIABLE, Error, Gpu, Result, Schedule, adapters, choose};
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
 #[command(name = "foveate", version, about)]
 struct Program {
     /// Adapter to use: a number, or a part of its name, driver or backend. Default: the
-    /// environment variable FOVEATE_ADAPTER, else a real GPU before software.
+    /// environment variable FOVEATE_ADAPTER; without it, `info` and `demo` take every adapter, the
+    /// other commands a real GPU before software.
     #[arg(long, global = true)]
     adapter: Option<String>,
     /// Print JSON instead of tables.
@@ -46,8 +47,25 @@ enum Command {
 /// What all commands share.
 #[derive(Debug, Clone)]
 struct Globals {
+    /// The adapter asked for, by argument or by variable.
     adapter: Option<String>,
     json: bool,
+}
+
+/// A schedule of attention, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum AttentionSchedule {
+    Subgroup,
+    Tile,
+}
+
+impl From<AttentionSchedule> for Schedule {
+    fn from(schedule: AttentionSchedule) -> Self {
+        match schedule {
+            AttentionSchedule::Subgroup => Self::Subgroup,
+            AttentionSchedule::Tile => Self::Tile,
+        }
+    }
 }
 
 /// Runs the program. Exit code 0: all well; 1: something failed, or did not verify; 2: wrong
@@ -60,7 +78,9 @@ pub fn main() -> ExitCode {
     .init();
     let program = Program::parse();
     let globals = Globals {
-        adapter: program.adapter,
+        adapter: program
+            .adapter
+            .or_else(|| std::env::var(ADAPTER_VARIABLE).ok()),
         json: program.json,
     };
     let result = match program.command {
@@ -80,6 +100,18 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Opens the adapter that the arguments choose, and measures what cannot be asked of it.
+fn open(globals: &Globals) -> Result<Gpu> {
+    open_on(&choose(&adapters(), globals.adapter.as_deref())?)
+}
+
+/// Opens an adapter, and measures what cannot be asked of it.
+fn open_on(adapter: &wgpu::Adapter) -> Result<Gpu> {
+    let mut gpu = Gpu::on(adapter)?;
+    gpu.measure()?;
+    Ok(gpu)
 }
 
 /// A progress bar on stderr; hidden where nobody looks.

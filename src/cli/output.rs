@@ -1,7 +1,10 @@
-//! What the program prints. A reader that has seen enough (`foveate info | head -1`) ends the
-//! program quietly.
+//! What the program prints and writes. A reader that has seen enough (`foveate info | head -1`) is no error:
+//! the rest is dropped, the work goes on, and the exit code says what came of it.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use serde::Serialize;
 
@@ -12,7 +15,7 @@ pub(super) fn print(text: impl std::fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
     let written = writeln!(out, "{text}").and_then(|()| out.flush());
     match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| Error::file("standard output", error)),
     }
 }
@@ -28,4 +31,22 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
 pub(super) fn note(text: impl std::fmt::Display) {
     // With standard error closed there is nobody to tell.
     let _ = writeln!(io::stderr(), "foveate: {text}");
+}
+
+/// Checks, before any work is done, that a file can lie where the argument `flag` says.
+pub(super) fn check_place(file: &Path, flag: &str) -> Result<()> {
+    let folder = file.parent().filter(|folder| *folder != Path::new(""));
+    if folder.is_some_and(|folder| !folder.is_dir()) {
+        return Err(Error::file(
+            file,
+            format!("there is no such folder; make it, or name another file with {flag}"),
+        ));
+    }
+    if file.is_dir() {
+        return Err(Error::file(
+            file,
+            format!("is a folder; name a file with {flag}"),
+        ));
+    }
+    Ok(())
 }

@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::{
@@ -12,11 +11,10 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
     value_parser,
 };
-use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Globals, output,
+    AttentionSchedule, Globals, output, progress,
     tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
 };
 use crate::{
@@ -51,6 +49,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "JSON|FILE", required = true)]
     op: Option<String>,
     #[command(flatten)]
+    planning: Planning,
+    #[command(flatten)]
     job: Option<Job>,
 }
 
@@ -64,6 +64,8 @@ enum Named {
     Attention {
         #[command(flatten)]
         settings: AttentionSettings,
+        #[command(flatten)]
+        planning: Planning,
         #[command(flatten)]
         job: Job,
     },
@@ -161,6 +163,14 @@ fn causal_parser() -> impl TypedValueParser<Value = Causal> {
     })
 }
 
+/// How to plan attention.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+struct Planning {
+    /// Fix the schedule of attention, instead of letting the plan choose.
+    #[arg(long, value_enum)]
+    schedule: Option<AttentionSchedule>,
+}
+
 /// What to compute an op on, and how.
 #[derive(Debug, Clone, clap::Args)]
 struct Job {
@@ -177,11 +187,8 @@ struct Job {
     /// How the device stores numbers, and the type written. Sums are f32 either way.
     #[arg(long, value_enum, default_value_t)]
     dtype: Storage,
-    /// Fix the schedule of attention, instead of letting the plan choose.
-    #[arg(long, value_enum)]
-    schedule: Option<AttentionSchedule>,
-    /// Also time this many runs.
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    /// Also time this many runs, 1 to 10000.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=10_000))]
     time: Option<u32>,
     /// Print the plan: the schedule, why it was chosen, and the dispatches.
     #[arg(long)]
@@ -202,12 +209,6 @@ impl From<Storage> for DType {
             Storage::F16 => Self::F16,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum AttentionSchedule {
-    Subgroup,
-    Tile,
 }
 
 /// Where a tensor comes from.
@@ -264,8 +265,14 @@ struct Written {
 }
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
-    let (settings, job, op_file) = args.parse()?;
-    check_out(&settings, job, op_file.as_deref())?;
+    let request = args.request()?;
+    request.check_out()?;
+    let Request {
+        settings,
+        planning,
+        job,
+        ..
+    } = request;
     let mut notes = Vec::new();
     let inputs = settings.read_inputs(job, &mut notes)?;
     for note in &notes {
@@ -275,6 +282,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     op.check()?;
     let task = Task {
         settings,
+        planning,
         op,
         inputs,
         notes,
@@ -283,30 +291,71 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is asked for, whichever way it was written.
+struct Request<'a> {
+    settings: Settings,
+    planning: Planning,
+    job: &'a Job,
+    /// The file that the op was read from.
+    op_file: Option<PathBuf>,
+}
+
 impl Args {
-    /// The op, what to do with it, and the file that it was read from.
-    fn parse(&self) -> Result<(Settings, &Job, Option<PathBuf>)> {
+    fn request(&self) -> Result<Request<'_>> {
+        let beside = |argument: &str, remedy: &str| {
+            Error::invalid(argument, "is given beside the name of an op", remedy)
+        };
         match (&self.named, &self.op, &self.job) {
-            (Some(_), Some(_), _) => Err(Error::invalid(
-                "--op",
-                "is given beside the name of an op",
-                "leave one of them out",
+            (Some(_), Some(_), _) => Err(beside("--op", "leave one of them out")),
+            (Some(_), None, _) if self.planning.schedule.is_some() => Err(beside(
+                "--schedule",
+                "write it after the name: foveate run attention --schedule ...",
             )),
-            (Some(Named::Attention { settings, job }), None, _) => {
-                Ok((Settings::Attention(settings.clone()), job, None))
-            }
-            (Some(Named::Softmax { settings, job }), None, _) => {
-                Ok((Settings::Softmax(settings.clone()), job, None))
-            }
+            (Some(named), None, _) => Ok(named.request()),
             (None, Some(op), Some(job)) => {
-                let (settings, file) = parse_op(op)?;
-                Ok((settings, job, file))
+                let (settings, op_file) = parse_op(op)?;
+                if self.planning.schedule.is_some() && !matches!(settings, Settings::Attention(_)) {
+                    return Err(Error::invalid(
+                        "--schedule",
+                        "names a schedule of attention, and the op is another",
+                        "leave it out",
+                    ));
+                }
+                Ok(Request {
+                    settings,
+                    planning: self.planning,
+                    job,
+                    op_file,
+                })
             }
             _ => Err(Error::invalid(
                 "--op",
                 "no op is given",
                 "name one, or describe it in JSON; see foveate run --help",
             )),
+        }
+    }
+}
+
+impl Named {
+    fn request(&self) -> Request<'_> {
+        let (settings, planning, job) = match self {
+            Self::Attention {
+                settings,
+                planning,
+                job,
+            } => (Settings::Attention(settings.clone()), *planning, job),
+            Self::Softmax { settings, job } => (
+                Settings::Softmax(settings.clone()),
+                Planning::default(),
+                job,
+            ),
+        };
+        Request {
+            settings,
+            planning,
+            job,
+            op_file: None,
         }
     }
 }
@@ -338,35 +387,43 @@ fn parse_op(text: &str) -> Result<(Settings, Option<PathBuf>)> {
     Ok((settings, file))
 }
 
-/// Checks the output file before any work is done.
-fn check_out(settings: &Settings, job: &Job, op_file: Option<&Path>) -> Result<()> {
-    let names = settings.outputs();
-    if Format::of(&job.out)? == Format::Npy && names.len() > 1 {
-        return Err(Error::invalid(
-            "--out",
-            format!(
-                "{} holds one tensor, and the op gives {}",
-                job.out.display(),
-                names.join(" and ")
-            ),
-            "write a .safetensors file",
-        ));
+impl Request<'_> {
+    /// Checks the output file before any work is done.
+    fn check_out(&self) -> Result<()> {
+        let job = self.job;
+        let names = self.settings.outputs();
+        if Format::of(&job.out)? == Format::Npy && names.len() > 1 {
+            return Err(Error::invalid(
+                "--out",
+                format!(
+                    "{} holds one tensor, and the op gives {}",
+                    job.out.display(),
+                    names.join(" and ")
+                ),
+                "write a .safetensors file",
+            ));
+        }
+        output::check_place(&job.out, "--out")?;
+        // A file that cannot be resolved is not there yet.
+        let Ok(out) = job.out.canonicalize() else {
+            return Ok(());
+        };
+        let mut read = job
+            .inputs
+            .iter()
+            .map(PathBuf::as_path)
+            .chain(self.op_file.as_deref());
+        let mut sources = job.tensors.iter().map(|source| source.path.as_path());
+        let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == out);
+        if read.any(same) || sources.any(same) {
+            return Err(Error::invalid(
+                "--out",
+                format!("{} is an input", job.out.display()),
+                "write to another file",
+            ));
+        }
+        Ok(())
     }
-    // A file that cannot be resolved is not there yet.
-    let Ok(out) = job.out.canonicalize() else {
-        return Ok(());
-    };
-    let mut read = job.inputs.iter().map(PathBuf::as_path).chain(op_file);
-    let mut sources = job.tensors.iter().map(|source| source.path.as_path());
-    let same = |path: &Path| path.canonicalize().is_ok_and(|path| path == out);
-    if read.any(same) || sources.any(same) {
-        return Err(Error::invalid(
-            "--out",
-            format!("{} is an input", job.out.display()),
-            "write to another file",
-        ));
-    }
-    Ok(())
 }
 
 /// A tensor that was read for a slot.
@@ -615,6 +672,7 @@ impl Input {
 /// An op on the tensors that were read for it.
 struct Task {
     settings: Settings,
+    planning: Planning,
     op: Op,
     inputs: Vec<Input>,
     notes: Vec<String>,
@@ -623,18 +681,13 @@ struct Task {
 impl Task {
     /// Plans, runs, writes and reports.
     fn compute(&self, job: &Job, globals: &Globals) -> Result<()> {
-        let mut gpu = Gpu::open(globals.adapter.as_deref())?;
-        gpu.measure()?;
+        let gpu = super::open(globals)?;
         let tuning = Tuning {
-            schedule: job.schedule.map(|schedule| match schedule {
-                AttentionSchedule::Subgroup => Schedule::Subgroup,
-                AttentionSchedule::Tile => Schedule::Tile,
-            }),
+            schedule: self.planning.schedule.map(Schedule::from),
             ..Tuning::default()
         };
-        let progress = ProgressBar::new_spinner();
-        progress.enable_steady_tick(Duration::from_millis(100));
-        progress.set_message("compiling");
+        let bar = progress(2 + u64::from(job.time.is_some()), globals);
+        bar.set_message("compiling");
         let plan = gpu.engine().plan_with(&self.op, &tuning)?;
         let tensors = self
             .op
@@ -650,7 +703,8 @@ impl Task {
             .collect::<Result<Vec<_>>>()?;
         let views = tensors.iter().map(|(slot, tensor)| (*slot, tensor.view()));
         let call = plan.bind(OpArgs(views.collect()))?;
-        progress.set_message("running");
+        bar.inc(1);
+        bar.set_message("running");
         gpu.run(&call)?;
         let outputs = tensors
             .iter()
@@ -666,12 +720,13 @@ impl Task {
             })
             .collect::<Result<Vec<_>>>()?;
         tensor_file::write(&job.out, &outputs)?;
-        progress.set_message("timing");
+        bar.inc(1);
+        bar.set_message("timing");
         let timing = job
             .time
             .map(|runs| bench::time(&gpu, std::slice::from_ref(&call), runs as usize))
             .transpose()?;
-        progress.finish_and_clear();
+        bar.finish_and_clear();
 
         let cost = bench::cost(&self.op);
         let report = Report {

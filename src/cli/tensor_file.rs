@@ -1,13 +1,13 @@
 //! Tensors in safetensors and .npy files.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
 use half::{bf16, f16};
 use npyz::{NpyFile, NpyHeader, Order, TypeChar, WriterBuilder};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, tensor::TensorView};
 
 use crate::{DType, Error, Result};
 
@@ -101,7 +101,8 @@ pub(super) struct TensorFile {
 impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let format = Format::of(path)?;
-        let bytes = fs::read(path).map_err(|error| Error::file(path, error))?;
+        let bytes = fs::read(path)
+            .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
         Ok(Self {
             path: path.to_owned(),
             format,
@@ -146,11 +147,18 @@ impl TensorFile {
 
     fn safetensors(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.bytes).map_err(|error| {
-            self.error(format!(
-                "{} bytes that are not a whole safetensors file ({error}); it may be truncated: \
-                 fetch or write it again",
-                self.bytes.len()
-            ))
+            self.error(match error {
+                SafeTensorError::HeaderTooSmall
+                | SafeTensorError::InvalidHeaderLength
+                | SafeTensorError::MetadataIncompleteBuffer => format!(
+                    "{} bytes that are not a whole safetensors file ({error}); it may be \
+                     truncated: fetch or write it again",
+                    self.bytes.len()
+                ),
+                _ => format!(
+                    "is not a safetensors file ({error}); save it with safetensors' save_file"
+                ),
+            })
         })
     }
 
@@ -219,12 +227,13 @@ fn narrow(data: Vec<f64>) -> Result<Elements, String> {
 }
 
 fn read_npy(bytes: &[u8]) -> Result<FileTensor, String> {
-    let unreadable = |error: &dyn fmt::Display| {
-        format!("is not a whole .npy file ({error}); it may be truncated: write it again")
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => cut_off(error),
+        _ => not_npy(error),
     };
-    npy_header_is_plain(bytes).map_err(|error| unreadable(&error))?;
+    npy_header_is_plain(bytes)?;
     let mut rest = bytes;
-    let header = NpyHeader::from_reader(&mut rest).map_err(|error| unreadable(&error))?;
+    let header = NpyHeader::from_reader(&mut rest).map_err(unreadable)?;
     let npyz::DType::Plain(scalar) = header.dtype() else {
         return Err(format!(
             "elements are {}; {READABLE}",
@@ -249,14 +258,17 @@ fn read_npy(bytes: &[u8]) -> Result<FileTensor, String> {
         ));
     }
     let size = scalar.num_bytes().unwrap_or(1) as u64;
-    if header.len().checked_mul(size) != Some(rest.len() as u64) {
-        return Err(format!(
-            "{} bytes of data where {scalar} {:?} takes {}; the file is truncated or damaged: \
-             write it again",
-            rest.len(),
-            header.shape(),
-            header.len().saturating_mul(size)
-        ));
+    let (there, takes) = (rest.len() as u64, header.len().saturating_mul(size));
+    if there != takes {
+        let found = format!(
+            "{there} bytes of data where {scalar} {:?} takes {takes}",
+            header.shape()
+        );
+        return Err(if there < takes {
+            cut_off(found)
+        } else {
+            not_npy(found)
+        });
     }
     let shape = header.shape().to_vec();
     let file = NpyFile::with_header(header, rest);
@@ -268,7 +280,7 @@ fn read_npy(bytes: &[u8]) -> Result<FileTensor, String> {
         Stored::F64 => {
             return Ok(FileTensor {
                 shape,
-                elements: narrow(file.into_vec().map_err(|error| unreadable(&error))?)?,
+                elements: narrow(file.into_vec().map_err(unreadable)?)?,
                 stored,
             });
         }
@@ -282,7 +294,7 @@ fn read_npy(bytes: &[u8]) -> Result<FileTensor, String> {
             .map(|data| Elements::Integer(data.into_iter().map(i64::from).collect())),
         Stored::Bf16 => return Err("bf16 has no .npy type".into()),
     }
-    .map_err(|error| unreadable(&error))?;
+    .map_err(unreadable)?;
     Ok(FileTensor {
         shape,
         elements,
@@ -290,30 +302,36 @@ fn read_npy(bytes: &[u8]) -> Result<FileTensor, String> {
     })
 }
 
+/// What is wrong with a .npy file that ends too early.
+fn cut_off(found: impl fmt::Display) -> String {
+    format!("is not a whole .npy file ({found}); it may be truncated: write it again")
+}
+
+/// What is wrong with a file that is no array of numbers, however long.
+fn not_npy(found: impl fmt::Display) -> String {
+    format!("is not a .npy file of numbers ({found}); save it with numpy.save")
+}
+
 /// Whether a .npy header is of the simple kind that plain arrays have. The parser behind it takes
 /// any Python literal, and a hostile one (deeply nested, or with sizes past 64 bits) ends the
 /// program instead of giving an error.
-fn npy_header_is_plain(bytes: &[u8]) -> Result<(), &'static str> {
-    const SHORT: &str = "the header is cut off";
-    let (length, start) = match bytes.get(6).ok_or(SHORT)? {
-        1 => {
-            let length = bytes.get(8..10).ok_or(SHORT)?;
-            (usize::from(u16::from_le_bytes([length[0], length[1]])), 10)
-        }
-        _ => {
-            let length = bytes.get(8..12).ok_or(SHORT)?;
-            let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
-            (usize::try_from(length).map_err(|_| SHORT)?, 12)
-        }
-    };
-    let text = bytes[start..].get(..length).ok_or(SHORT)?;
+fn npy_header_is_plain(bytes: &[u8]) -> Result<(), String> {
+    const MAGIC: &[u8] = b"\x93NUMPY";
+    if !bytes.starts_with(&MAGIC[..MAGIC.len().min(bytes.len())]) {
+        return Err(not_npy("it does not begin as one"));
+    }
+    let text = npy_header(bytes).ok_or_else(|| cut_off("the header is not all there"))?;
     let known = |b: &u8| b.is_ascii_alphanumeric() || b"{}()[],:'\"<>|=_ \n".contains(b);
     if !text.iter().all(known) {
-        return Err("the header holds characters that no array of numbers needs");
+        return Err(not_npy(
+            "the header holds characters that no array of numbers needs",
+        ));
     }
     // One for the dictionary, one for the shape.
     if text.iter().filter(|b| b"([{".contains(b)).count() > 2 {
-        return Err("the header describes a structure, not an array of numbers");
+        return Err(not_npy(
+            "the header describes a structure, not an array of numbers",
+        ));
     }
     // All numbers in the header: the shape, and the element's size.
     text.split(|b| !b.is_ascii_digit())
@@ -323,7 +341,22 @@ fn npy_header_is_plain(bytes: &[u8]) -> Result<(), &'static str> {
             product.checked_mul(number.max(1))
         })
         .map(|_| ())
-        .ok_or("the sizes in the header are past 64 bits")
+        .ok_or_else(|| not_npy("the sizes in the header are past 64 bits"))
+}
+
+/// The text of the header, where the file has all of it.
+fn npy_header(bytes: &[u8]) -> Option<&[u8]> {
+    let (length, rest) = match bytes.get(6)? {
+        1 => {
+            let (length, rest) = bytes.get(8..)?.split_first_chunk()?;
+            (u16::from_le_bytes(*length).into(), rest)
+        }
+        _ => {
+            let (length, rest) = bytes.get(8..)?.split_first_chunk()?;
+            (u32::from_le_bytes(*length), rest)
+        }
+    };
+    rest.get(..usize::try_from(length).ok()?)
 }
 
 /// A tensor to write: f32 or f16 elements, rounded from f32.
@@ -534,6 +567,21 @@ mod tests {
         );
         let text = read("<f8", "False", "(1,)", &1e300f64.to_le_bytes());
         assert!(text.contains("1e300") && text.contains("f32"), "{text}");
+        let long = read("<f4", "False", "(1,)", &[0; 8]);
+        let object = read("|O", "False", "(1,)", &[0; 8]);
+        let text = message(file("x.npy", b"1.0 2.0 3.0\n".to_vec()).tensor("x"));
+        let torn = message(file("x.npy", b"\x93NUMPY\x01\x00\x76\x00{".to_vec()).tensor("x"));
+        let none = message(file("x.npy", Vec::new()).tensor("x"));
+        for (text, truncated) in [
+            (&long, false),
+            (&object, false),
+            (&text, false),
+            (&torn, true),
+            (&none, true),
+        ] {
+            assert_eq!(text.contains("truncated"), truncated, "{text}");
+        }
+        assert!(text.contains("numpy.save") && long.contains("numpy.save"));
         let huge = read("<f4", "False", "(4294967296, 4294967296)", &[]);
         assert!(huge.contains("64 bits"), "{huge}");
         let nested = read("<f4", "False", &"(".repeat(9000), &[]);
@@ -549,6 +597,11 @@ mod tests {
             let text = message(file("a.safetensors", whole[..cut].to_vec()).tensor("o"));
             assert!(text.contains("truncated"), "{text}");
         }
+        let text = message(file("a.safetensors", b"a pickled model".to_vec()).tensor("o"));
+        assert!(
+            text.contains("save_file") && !text.contains("truncated"),
+            "{text}"
+        );
         let view = TensorView::new(Dtype::U8, vec![1], &[1]).unwrap();
         let bytes = safetensors::serialize([("x", view)], None).unwrap();
         let text = message(file("a.safetensors", bytes).tensor("x"));

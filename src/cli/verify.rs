@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
-    Globals,
+    Globals, open,
     output::{note, print, print_json},
     progress,
 };
@@ -26,7 +26,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let cases = cases(args)?;
-    let gpu = Gpu::open(globals.adapter.as_deref())?;
+    let gpu = open(globals)?;
     let bar = progress(cases.len() as u64, globals);
     let mut printed = Ok(());
     let listed = Listed::carried();
@@ -110,5 +110,9 @@ fn print_summary(gpu: &Gpu, summary: &Summary) -> Result<()> {
         summary.count(Status::Passed),
         summary.count(Status::Failed),
         summary.count(Status::Unsupported)
-    ))
+    ))?;
+    for (remark, count) in summary.remarks() {
+        print(format!("{count} passed with the remark: {remark}"))?;
+    }
+    Ok(())
 }

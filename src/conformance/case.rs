@@ -222,7 +222,13 @@ pub fn carried() -> Result<Vec<Case>> {
 pub fn load(folder: &Path) -> Result<Vec<Case>> {
     let root = folder
         .canonicalize()
-        .map_err(|error| Error::file(folder, error))?;
+        .map_err(|error| Error::file(folder, format!("{error}; check the path")))?;
+    if root.is_file() {
+        return Err(Error::file(
+            folder,
+            "is a file, not a folder of cases; give the folder that holds it",
+        ));
+    }
     let mut cases = Vec::new();
     for entry in entries(&root)? {
         let files = if entry.is_dir() {

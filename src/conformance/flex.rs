@@ -3,9 +3,9 @@
 
 use super::{
     case::Values,
-    problem::{Operand, Problem, Reader},
+    problem::{Operand, Problem, Reader, made},
 };
-use crate::{Causal, DType};
+use crate::{Causal, DType, ops::dims};
 
 /// Batch entry, head, query, key.
 type Place = [i64; 4];
@@ -54,13 +54,9 @@ pub(super) fn flex(reader: &mut Reader<'_>) -> Result<Problem, String> {
         Operand::whole(reader.input("q")?, DType::F32),
         Operand::whole(reader.input("k")?, DType::F32),
         Operand::whole(reader.input("v")?, DType::F32),
-    );
-    let &[batch, heads, queries, _] = problem.op.q.shape.as_slice() else {
-        return Err("q has not four axes".into());
-    };
-    let Some(&keys) = problem.op.k.shape.get(2) else {
-        return Err("k has not four axes".into());
-    };
+    )?;
+    let [batch, heads, queries, _] = dims(&problem.op.q);
+    let keys = dims(&problem.op.k)[2];
     let per = |yes, count| if yes { count } else { 1 };
     let [per_batch, per_head] = change.mask_per;
     let shape = [per(per_batch, batch), per(per_head, heads), queries, keys];
@@ -69,18 +65,18 @@ pub(super) fn flex(reader: &mut Reader<'_>) -> Result<Problem, String> {
         problem.op.causal = Causal::TopLeft;
     }
     if let Some(mask) = &change.mask {
-        let visible = places(shape).map(mask).collect();
+        let visible = places(shape)?.map(mask).collect();
         problem.mask(shape.to_vec(), visible);
     }
     if let Some(bias) = &change.bias {
         let shape = [1, heads, queries, keys];
-        let bias = places(shape).map(bias).collect();
+        let bias = places(shape)?.map(bias).collect();
         problem.bias(DType::F32, shape.to_vec(), bias);
     }
     problem.op = problem.op.with_lse();
     let mut problem = problem.expect("o");
     if change.causal || change.mask.is_some() {
-        let visible = places(shape).map(|place| change.visible(place)).collect();
+        let visible = places(shape)?.map(|place| change.visible(place)).collect();
         problem
             .decided
             .push(("allowed".into(), Values::Boolean(visible)));
@@ -138,7 +134,7 @@ fn modification<'a>(reader: &mut Reader<'a>) -> Result<Modification<'a>, String>
             plain.mask(move |[_, _, i, j]| (i - j).abs() <= window)
         }
         "window_dilated_causal" => {
-            let (window, dilation) = (reader.number("window")?, reader.number("dilation")?);
+            let (window, dilation) = (reader.number("window")?, reader.count("dilation")?);
             causal.mask(move |[_, _, i, j]| i - j < window && (i - j) % dilation == 0)
         }
         "streaming_sink_win" => {
@@ -146,7 +142,7 @@ fn modification<'a>(reader: &mut Reader<'a>) -> Result<Modification<'a>, String>
             causal.mask(move |[_, _, i, j]| j < sink || i - j < window)
         }
         "neighborhood" => {
-            let (width, radius) = (reader.number("width")?, reader.number("radius")?);
+            let (width, radius) = (reader.count("width")?, reader.number("radius")?);
             plain.mask(move |[_, _, i, j]| {
                 let near = |a: i64, b: i64| (a - b).abs() <= radius;
                 near(i / width, j / width) && near(i % width, j % width)
@@ -198,16 +194,17 @@ fn definition(case: &str) -> String {
 }
 
 /// Every place of a shape, in row-major order.
-fn places(shape: [u64; 4]) -> impl Iterator<Item = Place> {
-    let [batch, heads, queries, keys] = shape.map(|len| len as i64);
-    (0..batch * heads * queries * keys).map(move |n| {
+fn places(shape: [u64; 4]) -> Result<impl Iterator<Item = Place>, String> {
+    let count = made(&shape)? as i64;
+    let [_, heads, queries, keys] = shape.map(|len| len as i64);
+    Ok((0..count).map(move |n| {
         [
             n / (heads * queries * keys),
             n / (queries * keys) % heads,
             n / keys % queries,
             n % keys,
         ]
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -230,7 +227,7 @@ mod tests {
 
     #[test]
     fn places_are_row_major() {
-        let all: Vec<Place> = places([1, 2, 2, 2]).collect();
+        let all: Vec<Place> = places([1, 2, 2, 2]).expect("few").collect();
         assert_eq!(all.len(), 8);
         assert_eq!(all[1], [0, 0, 0, 1]);
         assert_eq!(all[2], [0, 0, 1, 0]);

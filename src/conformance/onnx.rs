@@ -5,9 +5,12 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Values},
-    problem::{Operand, Problem, Reader},
+    problem::{Operand, Problem, Reader, made},
 };
-use crate::{Causal, DType, Layout, Softmax, ops::Slot};
+use crate::{
+    Causal, DType, Layout, Softmax,
+    ops::{Slot, dims},
+};
 
 /// Storage for floats of this width.
 fn storage(array: &Array, half: DType) -> Result<DType, String> {
@@ -84,15 +87,15 @@ pub(super) fn attention(reader: &mut Reader<'_>, half: DType) -> Result<Problem,
     let k = operand(required(reader, 1)?, kv_heads, half)?;
     let v = operand(required(reader, 2)?, kv_heads, half)?;
     let flat = q.layout != Layout::new(q.layout.dtype, q.layout.shape.clone());
-    let mut problem = Problem::attention(q, k, v);
+    let mut problem = Problem::attention(q, k, v)?;
     problem.op.scale = attributes.scale;
-    let keys = problem.op.k.shape.get(2).copied().unwrap_or(0);
+    let keys = dims(&problem.op.k)[2];
     if let Some(mask) = input(reader, 3) {
         let dtype = match mask.values {
             Values::Real(_) => storage(mask, half)?,
             _ => DType::Bool,
         };
-        problem.mask_or_bias(dtype, padded(mask, keys))?;
+        problem.mask_or_bias(dtype, padded(mask, keys)?)?;
     }
     if slot(reader, "node_inputs", 4).is_some() {
         return Err("no op joins past and present keys".into());
@@ -174,7 +177,7 @@ fn operand(array: &Array, heads: Option<u64>, half: DType) -> Result<Operand, St
 }
 
 /// The mask with its last axis made as long as the keys: those that it leaves out are hidden.
-fn padded(mask: &Array, keys: u64) -> Array {
+fn padded(mask: &Array, keys: u64) -> Result<Array, String> {
     fn pad<T: Copy>(values: &[T], from: u64, to: u64, hidden: T) -> Vec<T> {
         values
             .chunks(from.max(1) as usize)
@@ -188,15 +191,16 @@ fn padded(mask: &Array, keys: u64) -> Array {
     }
     let mut mask = mask.clone();
     let Some(last) = mask.shape.last_mut().filter(|last| **last < keys) else {
-        return mask;
+        return Ok(mask);
     };
+    let short = std::mem::replace(last, keys);
+    made(&mask.shape)?;
     mask.values = match &mask.values {
-        Values::Real(values) => Values::Real(pad(values, *last, keys, f32::NEG_INFINITY)),
-        Values::Boolean(values) => Values::Boolean(pad(values, *last, keys, false)),
-        Values::Integer(values) => Values::Integer(pad(values, *last, keys, 0)),
+        Values::Real(values) => Values::Real(pad(values, short, keys, f32::NEG_INFINITY)),
+        Values::Boolean(values) => Values::Boolean(pad(values, short, keys, false)),
+        Values::Integer(values) => Values::Integer(pad(values, short, keys, 0)),
     };
-    *last = keys;
-    mask
+    Ok(mask)
 }
 
 #[cfg(test)]
@@ -210,7 +214,7 @@ mod tests {
             shape: vec![2, 2],
             values: Values::Boolean(vec![true, false, true, true]),
         };
-        let padded = padded(&mask, 3);
+        let padded = padded(&mask, 3).expect("a small mask");
         assert_eq!(padded.shape, [2, 3]);
         assert_eq!(
             padded.values,

@@ -44,16 +44,26 @@ impl Problem {
         self
     }
 
-    /// Attention, with room for what a family adds.
-    pub fn attention(q: Operand, k: Operand, v: Operand) -> AttentionProblem {
-        AttentionProblem {
-            op: Attention::new(q.layout, k.layout, v.layout),
+    /// Attention, with room for what a family adds. `q`, `k` and `v` have four axes and elements,
+    /// so masks can be built for them.
+    pub fn attention(q: Operand, k: Operand, v: Operand) -> Result<AttentionProblem, String> {
+        for (name, operand) in [("q", &q), ("k", &k), ("v", &v)] {
+            let check = operand.layout.check(name);
+            check.map_err(|error| error.to_string())?;
+            if operand.layout.rank() != 4 {
+                return Err(format!("{name} has not four axes"));
+            }
+        }
+        let op = Attention::new(q.layout, k.layout, v.layout);
+        made(&op.o.shape)?;
+        Ok(AttentionProblem {
+            op,
             inputs: vec![
                 (Slot::Q, q.values),
                 (Slot::K, k.values),
                 (Slot::V, v.values),
             ],
-        }
+        })
     }
 
     /// The tensor of an input.
@@ -176,12 +186,33 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| format!("there is no input {name}"))
     }
 
+    /// A whole number from 1 among the case's parameters.
+    pub fn count(&self, name: &str) -> Result<i64, String> {
+        match self.number(name)? {
+            count @ 1.. => Ok(count),
+            other => Err(format!("`{name}` in params is {other}, and not at least 1")),
+        }
+    }
+
     /// A whole number among the case's parameters.
     pub fn number(&self, name: &str) -> Result<i64, String> {
         self.case.params[name]
             .as_i64()
             .ok_or_else(|| format!("params has no whole number `{name}`"))
     }
+}
+
+/// Most elements of a mask, bias or output that is made here for a case: a file of some bytes may
+/// ask for one that no memory holds.
+const MOST_MADE: u64 = 1 << 28;
+
+/// The number of elements of a tensor to be made here, as long as memory can hold them.
+pub(super) fn made(shape: &[u64]) -> Result<u64, String> {
+    shape
+        .iter()
+        .try_fold(1u64, |product, &len| product.checked_mul(len))
+        .filter(|&elements| elements <= MOST_MADE)
+        .ok_or_else(|| format!("it takes a tensor of shape {shape:?}, past {MOST_MADE} elements"))
 }
 
 /// The problem that a case poses. f16 tensors are stored as `half`. An `Err` says what no op

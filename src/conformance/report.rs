@@ -83,8 +83,9 @@ impl Listed {
         self.0.iter().map(String::as_str)
     }
 
-    /// Holds a result against the list: listed cases are unsupported, and one that passes has to
-    /// be taken off the list, so it counts as failed.
+    /// Holds a result against the list: only what is listed may be unsupported. A listed case that
+    /// passes has to be taken off the list, so it counts as failed; so does one that runs and is
+    /// wrong.
     pub fn judge(&self, mut verdict: Verdict) -> Verdict {
         verdict.listed = self
             .0
@@ -98,12 +99,11 @@ impl Listed {
                         .into(),
                 );
             }
-            (true, _) => verdict.status = Status::Unsupported,
             (false, Status::Unsupported) => {
                 let reason = verdict.reason.unwrap_or_default();
                 verdict.reason = Some(format!("not listed: {reason}"));
             }
-            (false, _) => {}
+            _ => {}
         }
         verdict
     }
@@ -162,6 +162,16 @@ impl Summary {
         self.verdicts.iter().filter(ended).count()
     }
 
+    /// How many cases passed with each remark.
+    pub fn remarks(&self) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        let passed = self.verdicts.iter().filter(|v| v.status == Status::Passed);
+        for remark in passed.filter_map(|verdict| verdict.reason.as_deref()) {
+            *counts.entry(remark).or_default() += 1;
+        }
+        counts
+    }
+
     /// The results that spoil the run; see [`Verdict::is_bad`].
     pub fn bad(&self) -> impl Iterator<Item = &Verdict> {
         self.verdicts.iter().filter(|verdict| verdict.is_bad())
@@ -193,12 +203,28 @@ mod tests {
         let listed = Listed::parse("# none yet\n\nfamily/known # softcap\n");
         let judge = |case, status| listed.judge(verdict(case, status));
         assert!(!judge("known", Status::Unsupported).is_bad());
-        assert!(!judge("known", Status::Failed).is_bad());
+        let wrong = judge("known", Status::Failed);
+        assert_eq!(wrong.status, Status::Failed);
+        assert_eq!(wrong.reason.as_deref(), Some("because"));
+        assert!(wrong.is_bad());
         assert_eq!(judge("known", Status::Passed).status, Status::Failed);
         assert!(!judge("new", Status::Passed).is_bad());
         let new = judge("new", Status::Unsupported);
         assert!(new.is_bad());
         assert_eq!(new.reason.as_deref(), Some("not listed: because"));
+    }
+
+    #[test]
+    fn remarks_of_passed_cases_are_counted() {
+        let mut summary = Summary::default();
+        for status in [Status::Passed, Status::Passed, Status::Failed] {
+            summary.add(verdict("a", status));
+        }
+        summary.add(Verdict {
+            reason: None,
+            ..verdict("b", Status::Passed)
+        });
+        assert_eq!(summary.remarks(), BTreeMap::from([("because", 2)]));
     }
 
     #[test]

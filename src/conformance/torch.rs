@@ -12,7 +12,7 @@ pub(super) fn sdpa(reader: &mut Reader<'_>, half: DType) -> Result<Problem, Stri
         Operand::whole(reader.input("q")?, dtype),
         Operand::whole(reader.input("k")?, dtype),
         Operand::whole(reader.input("v")?, dtype),
-    );
+    )?;
     problem.op.scale = case.scale;
     problem.op.causal = match &case.params["causal"] {
         serde_json::Value::Null => Causal::None,
@@ -35,7 +35,7 @@ pub(super) fn real(reader: &mut Reader<'_>) -> Result<Problem, String> {
         Operand::whole(reader.input("q")?, DType::F32),
         Operand::whole(reader.input("k")?, DType::F32),
         Operand::whole(reader.input("v")?, DType::F32),
-    );
+    )?;
     problem.op.scale = reader.case.scale;
     problem.kv_len(reader.input("kv_len")?.lengths()?);
     problem.op = problem.op.with_lse();

@@ -2,7 +2,10 @@
 
 use serde::{Serialize, Serializer};
 
-use super::encoder::{HEADS, Layer, identity};
+use super::{
+    super::open_on,
+    encoder::{HEADS, Layer, identity},
+};
 use crate::{
     Attention, AttentionArgs, Call, DType, Error, Gpu, Layout, Op, Result, Schedule, Tensor,
     bench::{Ceilings, Cost, Spread, ceilings, cost, time},
@@ -160,7 +163,7 @@ fn measure(
     mut next: impl FnMut(&'static str),
 ) -> Result<(Figures, Vec<Vec<f32>>)> {
     next("opening");
-    let gpu = Gpu::on(adapter)?;
+    let gpu = open_on(adapter)?;
     next("attention");
     let bound = layers
         .iter()
