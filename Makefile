@@ -24,7 +24,7 @@ SWIFTSHADER := $(wildcard /usr/lib/chromium/vk_swiftshader_icd.json)
 # computes nothing and hides nothing.
 test:
 	@scripts/vulkan.sh --tests
-	$(CARGO) test $(LOCKED) --workspace --features noop
+	$(CARGO) test $(LOCKED) --workspace --features noop --no-fail-fast
 ifneq ($(SWIFTSHADER),)
 	WGPU_BACKEND=vulkan VK_ICD_FILENAMES=$(SWIFTSHADER) VK_DRIVER_FILES=$(SWIFTSHADER) \
 	    $(CARGO) test $(LOCKED) --features noop --test attention --test softmax --test bad_input

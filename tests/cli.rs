@@ -201,7 +201,7 @@ fn info_lists_an_adapter() {
     let one = one.succeeded().json();
     assert_eq!(one.as_array().map(Vec::len), Some(1));
     assert_eq!(one[0]["number"], last);
-    info(&[], Some("nowhere")).failed(1, &["nowhere", "there are 0:"]);
+    info(&[], Some("nowhere")).failed(1, &["nowhere", "none of these: 0:"]);
 }
 
 #[test]
@@ -526,7 +526,7 @@ fn no_adapter_is_an_error_with_a_remedy() {
     let folder = Folder::new("no-adapter");
     folder
         .foveate("--adapter nowhere info")
-        .failed(1, &["nowhere", "there are 0:"]);
+        .failed(1, &["nowhere", "none of these: 0:"]);
     // A backend that this system cannot have.
     let backend = if cfg!(windows) { "metal" } else { "dx12" };
     for args in [&["info"][..], &["info", "--json"]] {

@@ -3,12 +3,15 @@
 //! With FOVEATE_FIXTURES=DIR every case of that folder runs too, on the default adapter.
 #![cfg(feature = "cli")]
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use common::say;
 use foveate::{
     Gpu, Schedule, Tuning,
     conformance::{Case, Listed, Status, Summary, carried, load, run, run_all},
@@ -39,7 +42,10 @@ fn check(summary: &Summary, place: &str) {
         })
         .collect();
     assert!(summary.is_good(), "{place}:\n{}", bad.join("\n"));
-    eprintln!("{place}: {} cases passed", summary.count(Status::Passed));
+    say(format_args!(
+        "{place}: {} cases passed",
+        summary.count(Status::Passed)
+    ));
 }
 
 #[test]
@@ -59,7 +65,9 @@ fn carried_cases_pass_on_every_adapter() {
         });
         if !here {
             skipped += 1;
-            eprintln!("skipped {name}: this machine has no such adapter");
+            say(format_args!(
+                "skipped {name}: this machine has no such adapter"
+            ));
         }
     }
     let mut ran = 0;
@@ -74,7 +82,7 @@ fn carried_cases_pass_on_every_adapter() {
         let few = software && gpu.engine().caps().subgroup.is_none();
         let chosen = if few { &quick } else { &cases };
         if few {
-            eprintln!("{place}: without {SLOW_TO_COMPILE:?}");
+            say(format_args!("{place}: without {SLOW_TO_COMPILE:?}"));
         }
         let listed = Listed::carried();
         let summary = run_all(&gpu, chosen, &Tuning::default(), &listed, |_| {});
@@ -91,7 +99,7 @@ fn carried_cases_pass_on_every_adapter() {
         ran += 1;
     }
     assert!(ran > 0, "no adapter: nothing was tested");
-    eprintln!("{ran} adapters tested, {skipped} skipped");
+    say(format_args!("{ran} adapters tested, {skipped} skipped"));
 }
 
 /// The attention schedule that this device would not choose itself.
@@ -110,7 +118,9 @@ fn not_chosen(gpu: &Gpu) -> Schedule {
 fn carried_onnx_cases_pass_on_swiftshader() {
     let driver = "/usr/lib/chromium/vk_swiftshader_icd.json";
     if !Path::new(driver).exists() {
-        eprintln!("skipped SwiftShader: there is no {driver} (1 skipped)");
+        say(format_args!(
+            "skipped SwiftShader: there is no {driver} (1 skipped)"
+        ));
         return;
     }
     let output = Command::new(env!("CARGO_BIN_EXE_foveate"))
@@ -119,7 +129,7 @@ fn carried_onnx_cases_pass_on_swiftshader() {
         .env("VK_ICD_FILENAMES", driver)
         .output()
         .expect("the program starts");
-    eprintln!("{}", String::from_utf8_lossy(&output.stdout));
+    say(format_args!("{}", String::from_utf8_lossy(&output.stdout)));
     assert!(
         output.status.success(),
         "{}",
@@ -130,7 +140,9 @@ fn carried_onnx_cases_pass_on_swiftshader() {
 #[test]
 fn every_case_of_a_given_folder_passes() {
     let Some(folder) = std::env::var_os("FOVEATE_FIXTURES") else {
-        eprintln!("skipped: FOVEATE_FIXTURES names no folder (1 skipped)");
+        say(format_args!(
+            "skipped: FOVEATE_FIXTURES names no folder (1 skipped)"
+        ));
         return;
     };
     let cases = load(Path::new(&folder)).expect("the folder of FOVEATE_FIXTURES");
