@@ -5,10 +5,10 @@
 // Workgroup: LANES neighbouring invocations share a row; LANES 1 serves short rows and rows side by side.
 // Memory:    one (maximum, total) per invocation, unless the lanes are a subgroup.
 //
-// HELD rows fit the registers of their lanes (BLOCK units each) and are read once. Longer rows are read
-// twice, BLOCK units at a step. Three phases: READ and WRITE together do whole rows. For rows too long
-// for that, a dispatch with READ leaves (maximum, total) of each range in scratch, and one with WRITE
-// adds them up.
+// Each lane holds the first HELD of its units in registers, which are read once. The REST, of rows longer
+// than that, is read twice, BLOCK units at a step. Three phases: READ and WRITE together do whole rows.
+// For rows too long for that, a dispatch with READ leaves (maximum, total) of each range in scratch, and
+// one with WRITE adds them up.
 
 //@import grid
 //@import online_softmax
@@ -32,7 +32,8 @@ const WIDTH: u32 = 1u;
 
 const WORKGROUP: u32 = 64u; //@variant
 const LANES: u32 = 16u; //@variant
-const BLOCK: u32 = 4u; //@variant
+const HELD: u32 = 4u; //@variant
+const BLOCK: u32 = 8u;
 
 @group(0) @binding(0) var<uniform> params: Params;
 //@if WRITE
@@ -158,29 +159,34 @@ fn main(
     var maximum = LOWEST;
     var total = 0.0;
 //@if HELD
-    var held: array<Unit, BLOCK>;
+    var held: array<Unit, HELD>;
     //@unroll
-    for (var b = 0u; b < BLOCK; b++) {
-        // Units past the end are read as the last one and hidden.
+    for (var b = 0u; b < HELD; b++) {
         let unit = lane + b * LANES;
+//@if REST
+        held[b] = load(x_row, unit);
+//@else
+        // Units past the end are read as the last one and hidden.
         held[b] = select(Unit(params.minus_infinity), load(x_row, min(unit, end - 1u)), unit < end);
+//@endif
         maximum = max(maximum, highest_of(held[b]));
     }
-    var sum = Unit(0.0);
+    var held_sum = Unit(0.0);
     //@unroll
-    for (var b = 0u; b < BLOCK; b++) {
+    for (var b = 0u; b < HELD; b++) {
 //@if LOG
-        sum += weights(held[b], maximum);
+        held_sum += weights(held[b], maximum);
 //@else
         held[b] = weights(held[b], maximum);
-        sum += held[b];
+        held_sum += held[b];
 //@endif
     }
-    total = sum_of(sum);
-    let own_maximum = maximum;
-//@else
+    total = sum_of(held_sum);
+    let held_maximum = maximum;
+//@endif
 //@if READ
-    var n = begin + lane;
+//@if REST
+    var n = begin + HELD * LANES + lane;
     for (; n + (BLOCK - 1u) * LANES < end; n += LANES * BLOCK) {
         var z: array<Unit, BLOCK>;
         var highest = maximum;
@@ -246,10 +252,10 @@ fn main(
     let y_row = y_start(min(row, params.rows - 1u), params);
     if (exists) {
 //@if HELD
-        // The weights are relative to this lane's own maximum.
-        let factor = exp2((own_maximum - maximum) * LOG2_E) * reciprocal(total);
+        // The weights are relative to the maximum of what this lane holds.
+        let factor = exp2((held_maximum - maximum) * LOG2_E) * reciprocal(total);
         //@unroll
-        for (var b = 0u; b < BLOCK; b++) {
+        for (var b = 0u; b < HELD; b++) {
             let n = lane + b * LANES;
             if (n < end) {
                 let place = (y_row + n * WIDTH * params.y_element) / WIDTH;
@@ -260,9 +266,10 @@ fn main(
 //@endif
             }
         }
-//@else
+//@endif
+//@if REST
         let inverse = reciprocal(total);
-        var n = begin + lane;
+        var n = begin + HELD * LANES + lane;
         for (; n + (BLOCK - 1u) * LANES < end; n += LANES * BLOCK) {
             //@unroll
             for (var b = 0u; b < BLOCK; b++) {

@@ -186,10 +186,7 @@ fn the_variable_chooses_an_adapter() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        errors.contains("`no such adapter`"),
-        "{errors}"
-    );
+    assert!(errors.contains("`no such adapter`"), "{errors}");
 }
 
 #[test]

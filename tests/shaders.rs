@@ -346,7 +346,7 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::AttentionMerge(_) => (attention_merge::WORKGROUP, 0),
         Kernel::Softmax(variant) => {
             eq("LANES", module.constant("LANES"), variant.lanes)?;
-            eq("BLOCK", module.constant("BLOCK"), variant.block)?;
+            eq("HELD", module.constant("HELD"), variant.held)?;
             (variant.workgroup, variant.workgroup_bytes())
         }
         Kernel::CeilingFma(variant) => {

@@ -38,10 +38,10 @@ pub struct Variant {
     pub lanes: u32,
     /// How they put their results together.
     pub reduction: Reduction,
-    /// Vectors, or elements, that a lane reads per step; all that it has, when held.
-    pub block: u32,
-    /// Whether a row fits the registers of its lanes, so that it is read once.
-    pub held: bool,
+    /// Vectors, or elements, that a lane holds in registers; 0 unless the phase is whole.
+    pub held: u32,
+    /// Whether there may be more, which is read twice.
+    pub rest: bool,
     /// What it does.
     pub phase: Phase,
     /// f16 storage.
@@ -72,8 +72,8 @@ impl super::Variant for Variant {
         vec![
             ("WORKGROUP", self.workgroup),
             ("LANES", self.lanes),
-            ("BLOCK", self.block),
-            ("HELD", (self.held && self.phase == Phase::Whole).into()),
+            ("HELD", self.held),
+            ("REST", self.rest.into()),
             ("F16", self.f16.into()),
             ("VEC4", self.vec4.into()),
             ("IN_PLACE", self.in_place.into()),

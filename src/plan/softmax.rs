@@ -18,9 +18,13 @@ const ELEMENT: usize = 3;
 /// No range of a row is made shorter than this to fill the device.
 const LEAST_RANGE: u64 = 16_384;
 /// Vectors, or elements, that a lane reads per step.
-const BLOCK: u64 = 4;
-/// Vectors, or elements, that a lane may hold of a row, so that it is read once.
+const BLOCK: u64 = 8;
+/// Invocations of a workgroup on a software device, where there are rows enough.
+const MOST_SOFTWARE_INVOCATIONS: u32 = 512;
+/// Vectors, or elements, that a lane may hold of a row, which are read once.
 const MOST_HELD: u64 = 16;
+/// The same on a software device, whose registers are memory; more would take long to compile.
+const MOST_SOFTWARE_HELD: u64 = 32;
 
 /// The rows of a tensor pair: up to three axes of rows, and the axis of elements.
 struct Rows {
@@ -78,7 +82,7 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
     if !op.in_place {
         operands.push((Slot::X, Operand::new("x", &op.x, rows.x, 1)));
     }
-    let (mut variant, sharing) = variant(op, &rows, caps)?;
+    let (mut variant, sharing) = variant(op, &rows, caps);
     if let Err(reason) = variant.supports_all(caps) {
         return Err(Error::unsupported(
             format!("softmax of {}", op.x.dtype),
@@ -125,6 +129,9 @@ pub(super) fn outline(op: &Softmax, caps: &Caps, tuning: &Tuning) -> Result<Outl
     let splits = rows.lens[ELEMENT] / part[ELEMENT] * part[ELEMENT].div_ceil(range)
         + (rows.lens[ELEMENT] % part[ELEMENT]).div_ceil(range);
     let schedule = if splits > 1 {
+        // Ranges hold nothing from one dispatch to the next.
+        variant.held = 0;
+        variant.rest = true;
         Schedule::Ranges
     } else {
         Schedule::Rows
@@ -269,7 +276,7 @@ impl Variant {
     }
 }
 
-fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> {
+fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> (Variant, String) {
     let length = rows.lens[ELEMENT];
     let fours = |strides: &[u64; 4], offset: u64| {
         strides[ELEMENT] == 1
@@ -302,25 +309,39 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> Result<(Variant, String)> 
         let sharing = format!("{wanted} invocations per row, joined in workgroup memory");
         (small(wanted), Reduction::Workgroup, sharing)
     };
+    // Software launches few large workgroups faster than many small ones, while there are enough.
+    let many = Rows::count(&rows.lens) * u64::from(lanes)
+        >= WANTED_WORKGROUPS / 2 * u64::from(MOST_SOFTWARE_INVOCATIONS);
+    let invocations = if software && many {
+        MOST_SOFTWARE_INVOCATIONS
+    } else {
+        64
+    };
     let share = units.div_ceil(lanes.into());
-    let held = share <= MOST_HELD;
+    let most_held = if software {
+        MOST_SOFTWARE_HELD
+    } else {
+        MOST_HELD
+    };
+    let rest = share > most_held;
     let variant = Variant {
-        workgroup: lanes.max(64.min(small(most))),
+        workgroup: lanes
+            .max(invocations.min(small(prev_power_of_two(caps.max_invocations.into())))),
         lanes,
         reduction,
-        block: small(if held {
-            share.next_power_of_two()
+        held: small(if rest {
+            most_held
         } else {
-            BLOCK
+            share.next_power_of_two()
         }),
-        held,
+        rest,
         phase: Phase::Whole,
         f16: op.x.dtype == DType::F16,
         vec4,
         in_place: op.in_place,
         log: op.log,
     };
-    Ok((variant, sharing))
+    (variant, sharing)
 }
 
 fn prev_power_of_two(number: u64) -> u64 {
