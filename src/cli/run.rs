@@ -1,5 +1,8 @@
 //! `foveate run`
 
+mod input;
+mod report;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,15 +14,18 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
     value_parser,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use self::{
+    input::Input,
+    report::{Report, Written},
+};
 use super::{
     AttentionSchedule, Globals, output, progress,
     tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
 };
 use crate::{
-    Attention, Causal, DType, Error, Gpu, Layout, Op, Result, Schedule, Softmax, Tensor, Tuning,
-    bench,
+    Attention, Causal, DType, Error, Layout, Op, Result, Schedule, Softmax, Tuning, bench,
     ops::{Args as OpArgs, Slot},
 };
 
@@ -239,31 +245,6 @@ fn parse_source(text: &str) -> Result<Source, String> {
     })
 }
 
-/// The figures that `--json` prints.
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    adapter: &'a str,
-    backend: String,
-    op: &'a Op,
-    schedule: Schedule,
-    scratch_bytes: u64,
-    out: String,
-    outputs: Vec<Written>,
-    /// What was converted or left out on the way.
-    notes: &'a [String],
-    timing: Option<bench::Timing>,
-    gflops: Option<f64>,
-    gbps: Option<f64>,
-    plan: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Written {
-    name: &'static str,
-    dtype: DType,
-    shape: Vec<u64>,
-}
-
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let request = args.request()?;
     request.check_out()?;
@@ -424,13 +405,6 @@ impl Request<'_> {
         }
         Ok(())
     }
-}
-
-/// A tensor that was read for a slot.
-struct Input {
-    slot: Slot,
-    path: PathBuf,
-    tensor: FileTensor,
 }
 
 impl Settings {
@@ -612,63 +586,6 @@ fn axis(axis: i64, rank: usize) -> Result<usize> {
         })
 }
 
-impl Input {
-    /// How the device stores this tensor, when reals are stored as `reals`.
-    fn device_type(&self, reals: DType) -> Result<DType> {
-        let (dtype, want) = match (self.slot, &self.tensor.elements) {
-            (Slot::Mask, Elements::Bool(_)) => return Ok(DType::Bool),
-            (Slot::KvLen, Elements::Integer(_)) => return Ok(DType::U32),
-            (Slot::Mask, _) => (self.tensor.stored, "bool"),
-            (Slot::KvLen, _) => (self.tensor.stored, "i32, i64 or u32"),
-            (_, Elements::Real(_)) => return Ok(reals),
-            _ => (self.tensor.stored, "f32, f16, bf16 or f64"),
-        };
-        Err(self.wrong(format!("elements are {dtype}"), format!("give {want}")))
-    }
-
-    fn wrong(&self, found: String, remedy: impl Into<String>) -> Error {
-        let place = self.path.display();
-        Error::invalid(self.slot.name(), format!("{found} in {place}"), remedy)
-    }
-
-    /// Uploads the tensor, as the op's layout has it.
-    fn upload(&self, gpu: &Gpu, layout: &Layout) -> Result<Tensor> {
-        let shape = self.tensor.shape.clone();
-        let tensor = match &self.tensor.elements {
-            Elements::Bool(data) => gpu.upload_bool(data, shape)?,
-            Elements::Integer(data) => {
-                let lengths = data
-                    .iter()
-                    .map(|&length| {
-                        u32::try_from(length).map_err(|_| {
-                            self.wrong(format!("{length}"), "lengths are from 0 to 4294967295")
-                        })
-                    })
-                    .collect::<Result<Vec<u32>>>()?;
-                gpu.upload_u32(&lengths, shape)?
-            }
-            Elements::Real(data) => {
-                if layout.dtype == DType::F16 {
-                    self.check_f16(data)?;
-                }
-                gpu.upload_as(layout.dtype, data, shape)?
-            }
-        };
-        Ok(tensor.with_layout(layout.clone()))
-    }
-
-    fn check_f16(&self, data: &[f32]) -> Result<()> {
-        let infinite = |x: f32| half::f16::from_f32(x).is_infinite();
-        match data.iter().find(|x| x.is_finite() && infinite(**x)) {
-            None => Ok(()),
-            Some(x) => Err(self.wrong(
-                format!("{x} is past the range of f16"),
-                "use --dtype f32, or scale the tensor",
-            )),
-        }
-    }
-}
-
 /// An op on the tensors that were read for it.
 struct Task {
     settings: Settings,
@@ -755,37 +672,5 @@ impl Task {
         } else {
             output::print(report.text())
         }
-    }
-}
-
-impl Report<'_> {
-    fn text(&self) -> String {
-        let mut lines = vec![format!(
-            "{} through {}, schedule {}",
-            self.adapter, self.backend, self.schedule
-        )];
-        if let Some(plan) = &self.plan {
-            lines.push(plan.trim_end().to_owned());
-        }
-        if let Some(timing) = &self.timing {
-            let spread = |name: &str, spread: &bench::Spread| {
-                format!(
-                    "{name}: median {:.3} ms, p10 {:.3} ms, p90 {:.3} ms of {} runs",
-                    spread.median, spread.p10, spread.p90, spread.runs
-                )
-            };
-            lines.extend(timing.gpu.as_ref().map(|gpu| spread("GPU time", gpu)));
-            lines.push(spread("wall time", &timing.wall));
-        }
-        if let (Some(gflops), Some(gbps)) = (self.gflops, self.gbps) {
-            lines.push(format!("{gflops:.1} GFLOP/s, {gbps:.2} GB/s"));
-        }
-        for written in &self.outputs {
-            lines.push(format!(
-                "{}: {} {:?} in {}",
-                written.name, written.dtype, written.shape, self.out
-            ));
-        }
-        lines.join("\n")
     }
 }
