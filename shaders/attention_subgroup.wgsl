@@ -141,7 +141,8 @@ fn main(
                 //@unroll
                 for (var r = 0u; r < ROWS; r++) {
                     let x = query[r * D4 + d];
-                    score[r * KEYS + c] = fma(x.w, key.w, fma(x.z, key.z, fma(x.y, key.y, fma(x.x, key.x, score[r * KEYS + c]))));
+                    // Four dims are summed first: fewer additions to a large number.
+                    score[r * KEYS + c] += fma(x.w, key.w, fma(x.z, key.z, fma(x.y, key.y, x.x * key.x)));
                 }
             }
         }

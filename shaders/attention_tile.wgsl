@@ -94,6 +94,13 @@ fn main(
                 right[row * PITCH + load_dim] = key_value;
             }
             workgroupBarrier();
+            // The dims of a chunk, like the keys of a tile below, are summed first: fewer additions to
+            // a large number.
+            var part: array<f32, 16>;
+            //@unroll
+            for (var n = 0u; n < 16u; n++) {
+                part[n] = 0.0;
+            }
             for (var n = 0u; n < min(CHUNK, params.head_dim - d0); n++) {
                 let k0 = right[x * PITCH + n];
                 let k1 = right[(x + 8u) * PITCH + n];
@@ -102,11 +109,15 @@ fn main(
                 //@unroll
                 for (var a = 0u; a < 4u; a++) {
                     let query_value = left[(y * 4u + a) * PITCH + n];
-                    score[a * 4u] = fma(query_value, k0, score[a * 4u]);
-                    score[a * 4u + 1u] = fma(query_value, k1, score[a * 4u + 1u]);
-                    score[a * 4u + 2u] = fma(query_value, k2, score[a * 4u + 2u]);
-                    score[a * 4u + 3u] = fma(query_value, k3, score[a * 4u + 3u]);
+                    part[a * 4u] = fma(query_value, k0, part[a * 4u]);
+                    part[a * 4u + 1u] = fma(query_value, k1, part[a * 4u + 1u]);
+                    part[a * 4u + 2u] = fma(query_value, k2, part[a * 4u + 2u]);
+                    part[a * 4u + 3u] = fma(query_value, k3, part[a * 4u + 3u]);
                 }
+            }
+            //@unroll
+            for (var n = 0u; n < 16u; n++) {
+                score[n] += part[n];
             }
         }
 
@@ -156,7 +167,6 @@ fn main(
                 right[row * PITCH + load_dim] = value;
             }
             workgroupBarrier();
-            // The keys of a tile are summed first: fewer additions to a large number.
             var piece: array<f32, 16>;
             //@unroll
             for (var n = 0u; n < 16u; n++) {

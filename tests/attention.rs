@@ -345,6 +345,21 @@ fn variants_that_ship() {
     }
 }
 
+/// What the project promises of f32 at 1,024 keys, where rounding has had time to add up; causal rows
+/// near the start are large beside the RMS.
+#[test]
+fn a_thousand_keys_within_1e_5() {
+    for gpu in gpus() {
+        for (heads, dim) in [([1, 4, 2], 64), ([1, 4, 1], 128)] {
+            let mut problem = Problem::new(heads, [1024, 1024], dim);
+            problem.causal = Causal::TopLeft;
+            for tuning in [Tuning::default(), TILE] {
+                close(&problem, gpu, &tuning, &name(gpu), F32);
+            }
+        }
+    }
+}
+
 /// At the default register tile, with everything that a variant may have: rows past the first of a
 /// lane have masks, biases and partial results of their own.
 #[test]

@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         progress.set_message(workload.name().to_owned());
         let tuning = Tuning {
             schedule: match (&workload, args.schedule) {
-                (Workload::Attention { .. }, Some(schedule)) => Some(schedule.into()),
+                (Workload::Attention(_), Some(schedule)) => Some(schedule.into()),
                 _ => None,
             },
             ..Tuning::default()
