@@ -55,6 +55,8 @@ struct Globals {
 /// A schedule of attention, as an argument.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AttentionSchedule {
+    /// Few rows, keys of its own for each lane.
+    Decode,
     Subgroup,
     Tile,
 }
@@ -62,6 +64,7 @@ enum AttentionSchedule {
 impl From<AttentionSchedule> for Schedule {
     fn from(schedule: AttentionSchedule) -> Self {
         match schedule {
+            AttentionSchedule::Decode => Self::Decode,
             AttentionSchedule::Subgroup => Self::Subgroup,
             AttentionSchedule::Tile => Self::Tile,
         }

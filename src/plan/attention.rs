@@ -9,7 +9,8 @@ use crate::{
     caps::Caps,
     error::{Error, Result},
     kernels::{
-        AttentionIo, AttentionParams, Kernel, attention_merge, attention_subgroup, attention_tile,
+        AttentionIo, AttentionParams, Kernel, attention_decode, attention_merge,
+        attention_subgroup, attention_tile,
     },
     ops::{Attention, Causal, Slot, dims},
     tensor::{DType, Layout},
@@ -25,12 +26,19 @@ const AXES: usize = 5;
 
 /// Keys below which a range is not worth a workgroup of its own.
 const LEAST_SPLIT_KEYS: u64 = 512;
+/// Rows per KV head up to which reading K and V once counts for more than sharing loads.
+const MOST_DECODE_ROWS: u64 = 8;
+/// Vectors of q, all rows of a workgroup, that the decode schedule holds.
+const DECODE_VECTORS: u64 = 256;
+/// Bytes of K that a lane of a software device reads before the lanes move on: two pages.
+const STRETCH_BYTES: u64 = 8192;
 /// Positions are compared as signed 32-bit numbers.
 const MAX_POSITIONS: u64 = 1 << 29;
 
 /// A schedule with its variant, as far as planning needs to know it.
 #[derive(Debug, Clone, Copy)]
 enum Choice {
+    Decode(attention_decode::Variant),
     Subgroup(attention_subgroup::Variant),
     Tile(attention_tile::Variant),
 }
@@ -38,28 +46,40 @@ enum Choice {
 impl Choice {
     fn schedule(self) -> Schedule {
         match self {
+            Self::Decode(_) => Schedule::Decode,
             Self::Subgroup(_) => Schedule::Subgroup,
             Self::Tile(_) => Schedule::Tile,
         }
     }
 
     fn kernel(self, partial: bool) -> Kernel {
+        let io = |io: AttentionIo| AttentionIo {
+            partial,
+            lse: io.lse && !partial,
+            ..io
+        };
         match self {
-            Self::Subgroup(mut variant) => {
-                variant.io.partial = partial;
-                variant.io.lse &= !partial;
-                variant.into()
+            Self::Decode(variant) => attention_decode::Variant {
+                io: io(variant.io),
+                ..variant
             }
-            Self::Tile(mut variant) => {
-                variant.io.partial = partial;
-                variant.io.lse &= !partial;
-                variant.into()
+            .into(),
+            Self::Subgroup(variant) => attention_subgroup::Variant {
+                io: io(variant.io),
+                ..variant
             }
+            .into(),
+            Self::Tile(variant) => attention_tile::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
         }
     }
 
     fn tile_rows(self) -> u64 {
         match self {
+            Self::Decode(variant) => variant.rows.into(),
             Self::Subgroup(variant) => variant.tile_rows().into(),
             Self::Tile(_) => attention_tile::TILE.into(),
         }
@@ -68,6 +88,7 @@ impl Choice {
     /// Keys per iteration of the loop over keys.
     fn step_keys(self) -> u64 {
         match self {
+            Self::Decode(variant) => variant.subgroup.into(),
             Self::Subgroup(variant) => variant.keys.into(),
             Self::Tile(_) => attention_tile::TILE.into(),
         }
@@ -75,14 +96,15 @@ impl Choice {
 
     /// The most keys that one invocation may loop over.
     fn most_keys(self, head_dim: u64, budget: u32) -> Option<u64> {
-        let step = self.step_keys();
-        let iterations = match self {
-            Self::Subgroup(variant) => variant.iterations(step),
-            Self::Tile(variant) => variant.iterations(step, head_dim),
-        };
         // One iteration less than the budget, for the check that ends the loop.
-        let steps = u64::from(budget.saturating_sub(1)) / iterations;
-        (steps > 0).then_some(steps * step)
+        let budget = u64::from(budget.saturating_sub(1));
+        let step = self.step_keys();
+        let keys = match self {
+            Self::Decode(variant) => variant.keys_in(budget),
+            Self::Subgroup(variant) => budget / variant.iterations(step) * step,
+            Self::Tile(variant) => budget / variant.iterations(step, head_dim) * step,
+        };
+        (keys > 0).then_some(keys)
     }
 }
 
@@ -105,7 +127,9 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
     };
     let [.., head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
-    let subgroup = Choice::Subgroup(subgroup_variant(op, io, caps, tuning)?);
+    check_numbers(tuning)?;
+    let decode = Choice::Decode(decode_variant(op, io, caps, tuning));
+    let subgroup = Choice::Subgroup(subgroup_variant(op, io, caps, tuning));
     let tile = Choice::Tile(attention_tile::Variant {
         v_chunks: small(value_dim.div_ceil(attention_tile::TILE.into())),
         io,
@@ -114,6 +138,11 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
     let mut rejected = Rejected::new();
     let mut chosen: Option<(Choice, String)> = None;
     for (candidate, why) in [
+        (
+            decode,
+            "few rows per KV head: reading keys and values once is the cost, so each lane reads keys \
+             of its own",
+        ),
         (
             subgroup,
             "a load costs more than arithmetic on devices with subgroups this small, so each is \
@@ -143,6 +172,14 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
             Some(reason)
         } else if candidate.most_keys(head_dim, caps.loop_budget).is_none() {
             Some("the loop budget is smaller than one step".into())
+        } else if tuning.schedule.is_none()
+            && schedule == Schedule::Decode
+            && packed_rows(op) > MOST_DECODE_ROWS
+        {
+            Some(format!(
+                "{} rows per KV head are enough to share each load among",
+                packed_rows(op)
+            ))
         } else if tuning.schedule.is_none()
             && schedule == Schedule::Subgroup
             && caps
@@ -180,42 +217,102 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
     Ok((choice, why, rejected))
 }
 
+fn check_numbers(tuning: &Tuning) -> Result<()> {
+    for (name, number) in [("rows", tuning.rows), ("keys", tuning.keys)] {
+        if let Some(number) = number
+            && !(1..=8).contains(&number)
+        {
+            return Err(Error::invalid(
+                format!("tuning.{name}"),
+                number.to_string(),
+                "give a number from 1 to 8",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Query rows that share a KV head.
+fn packed_rows(op: &Attention) -> u64 {
+    let [_, q_heads, q_len, _] = dims(&op.q);
+    let [_, kv_heads, ..] = dims(&op.k);
+    q_heads / kv_heads.max(1) * q_len
+}
+
+fn decode_variant(
+    op: &Attention,
+    io: AttentionIo,
+    caps: &Caps,
+    tuning: &Tuning,
+) -> attention_decode::Variant {
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    let vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    let (d4, v4) = (vectors(head_dim, vec4), vectors(value_dim, vec4));
+    // Each row of q stays in registers, or in what takes their place.
+    let fit = (DECODE_VECTORS / u64::from(d4.max(v4))).max(1);
+    let rows = packed_rows(op)
+        .next_power_of_two()
+        .min(MOST_DECODE_ROWS)
+        .min(fit);
+    // A software device reads best when each lane stays in pages of its own; hardware, when
+    // neighbours read neighbours.
+    let software = caps
+        .fixed_subgroup()
+        .is_some_and(|size| size <= SOFTWARE_SUBGROUP);
+    let row_bytes =
+        op.k.strides
+            .get(2)
+            .map_or(1, |stride| stride * op.k.dtype.size())
+            .max(1);
+    let stretch = if software {
+        small(
+            (STRETCH_BYTES / row_bytes)
+                .clamp(1, 256)
+                .next_power_of_two(),
+        )
+    } else {
+        1
+    };
+    attention_decode::Variant {
+        subgroup: caps.subgroup.map_or(0, |(min, _)| min),
+        rows: tuning.rows.unwrap_or(small(rows)),
+        stretch,
+        d4,
+        v4,
+        vec4,
+        io,
+    }
+}
+
 fn subgroup_variant(
     op: &Attention,
     io: AttentionIo,
     caps: &Caps,
     tuning: &Tuning,
-) -> Result<attention_subgroup::Variant> {
+) -> attention_subgroup::Variant {
     let [.., head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
     let vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
-    for (name, number) in [("rows", tuning.rows), ("keys", tuning.keys)] {
-        if number.is_some_and(|number| !(1..=8).contains(&number)) {
-            return Err(Error::invalid(
-                format!("tuning.{name}"),
-                format!("{}", number.unwrap_or(0)),
-                "give a number from 1 to 8",
-            ));
-        }
-    }
-    // A row of q and one of o per query stay in registers: past 64 dims, fewer rows fit.
-    let wide = head_dim.max(value_dim);
-    let rows = if wide <= 64 {
-        4
-    } else if wide <= 128 {
-        2
-    } else {
-        1
+    // As many rows as stay near, each with a row of q and one of o; as many keys as keep the code of a
+    // step within a CPU's instruction cache, past which it runs at half the speed.
+    let (rows, keys) = match head_dim.max(value_dim) {
+        ..=16 => (4, 4),
+        ..=64 => (4, 2),
+        ..=96 => (4, 1),
+        ..=128 => (3, 1),
+        ..=192 => (2, 1),
+        _ => (1, 1),
     };
-    Ok(attention_subgroup::Variant {
+    attention_subgroup::Variant {
         subgroup: caps.subgroup.map_or(0, |(min, _)| min),
         rows: tuning.rows.unwrap_or(rows),
-        keys: tuning.keys.unwrap_or(4),
+        keys: tuning.keys.unwrap_or(keys),
         d4: vectors(head_dim, vec4),
         v4: vectors(value_dim, vec4),
         vec4,
         io,
-    })
+    }
 }
 
 /// Vectors of four in a row. Rows that are read element by element are padded, so that few

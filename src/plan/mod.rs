@@ -22,6 +22,8 @@ use crate::{
 pub enum Schedule {
     /// Attention: lanes own rows, keys and values go round by subgroup broadcast.
     Subgroup,
+    /// Attention: few rows, shared by the lanes of a subgroup, each of which reads keys of its own.
+    Decode,
     /// Attention: tiles in workgroup memory.
     Tile,
     /// Softmax: whole rows in one dispatch.
@@ -34,6 +36,7 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Subgroup => "subgroup",
+            Self::Decode => "decode",
             Self::Tile => "tile",
             Self::Rows => "rows",
             Self::Ranges => "ranges",
@@ -127,7 +130,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Attention(_) => &[Schedule::Subgroup, Schedule::Tile],
+            Op::Attention(_) => &[Schedule::Decode, Schedule::Subgroup, Schedule::Tile],
         };
         if let Some(wanted) = tuning.schedule
             && !schedules.contains(&wanted)
