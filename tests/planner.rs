@@ -1081,3 +1081,18 @@ fn any_softmax_plans_or_fails_cleanly() {
 fn any_attention_plans_or_fails_cleanly() {
     sweep(any_attention());
 }
+
+#[test]
+fn visible_pairs_are_counted() {
+    for (causal, ahead) in [(Causal::TopLeft, 0), (Causal::BottomRight, 1)] {
+        for m in 1..12i64 {
+            for n in 1..12i64 {
+                let pairs: i64 = (0..m).map(|i| (i + 1 + ahead * (n - m)).clamp(0, n)).sum();
+                let q = Layout::f32([1, 1, m as u64, 4]);
+                let k = Layout::f32([1, 1, n as u64, 4]);
+                let op = Attention::new(q, k.clone(), k).causal(causal);
+                assert_eq!(op.visible_pairs(), pairs as f64, "{causal:?} {m} {n}");
+            }
+        }
+    }
+}

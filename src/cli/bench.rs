@@ -1,35 +1,55 @@
 //! `foveate bench`: ops on a list of shapes, beside the adapter's own ceilings.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::{
     AttentionSchedule, Globals,
     output::{print, print_json},
+    suite::Suite,
 };
 use crate::{
-    Error, Result, Tuning,
+    Result, Tuning, TuningMode,
     bench::{Ceilings, Row, Workload, ceilings},
 };
-
-const SHAPES: &str = include_str!("../../benches/shapes.toml");
 
 /// Arguments of `foveate bench`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Workloads of the suite to run, by letter.
-    #[arg(long, default_value = "abcde", conflicts_with = "shapes")]
-    suite: String,
-    /// TOML file of workloads, of the form of benches/shapes.toml, instead of the suite.
-    #[arg(long)]
-    shapes: Option<PathBuf>,
+    #[command(flatten)]
+    suite: Suite,
     /// Timed runs of each workload.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: u32,
     /// Attention schedule, instead of the plan's choice.
     #[arg(long, value_enum)]
     schedule: Option<AttentionSchedule>,
+    /// Where other choices come from: fixed rules, what is known of this class of device, or what
+    /// `foveate tune` measured here (the default with --cache).
+    #[arg(long, value_enum)]
+    tuning: Option<Mode>,
+    /// The variants that compile fastest.
+    #[arg(long, conflicts_with = "tuning")]
+    quick_start: bool,
+}
+
+/// A tuning mode, as an argument.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Mode {
+    Off,
+    Heuristic,
+    Measured,
+}
+
+impl From<Mode> for TuningMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Off => Self::Off,
+            Mode::Heuristic => Self::Heuristic,
+            Mode::Measured => Self::Measured,
+        }
+    }
 }
 
 /// What was measured where.
@@ -43,8 +63,11 @@ struct Adapter<'a> {
 }
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
-    let workloads = workloads(args)?;
-    let gpu = super::open(globals)?;
+    let workloads = args.suite.workloads()?;
+    let mut gpu = super::open(globals)?;
+    if let Some(mode) = args.tuning {
+        *gpu.engine_mut() = gpu.engine().clone().with_tuning(mode.into());
+    }
     let progress = super::progress(workloads.len() as u64 + 1, globals);
     progress.set_message("ceilings");
     let ceilings = ceilings(&gpu, args.runs as usize)?;
@@ -62,14 +85,19 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let mut rows: Vec<(Workload, Result<Row>)> = Vec::new();
     for workload in workloads {
         progress.set_message(workload.name().to_owned());
-        let tuning = Tuning {
-            schedule: match (&workload, args.schedule) {
-                (Workload::Attention(_), Some(schedule)) => Some(schedule.into()),
-                _ => None,
-            },
-            ..Tuning::default()
+        let base = if args.quick_start {
+            Tuning::QUICK_START
+        } else {
+            Tuning::default()
         };
-        let row = workload.measure(&gpu, &tuning, &ceilings, args.runs as usize);
+        let tuning = match (&workload, args.schedule) {
+            (Workload::Attention(_), Some(schedule)) => Some(Tuning {
+                schedule: Some(schedule.into()),
+                ..base
+            }),
+            _ => args.quick_start.then_some(base),
+        };
+        let row = workload.measure(&gpu, tuning.as_ref(), &ceilings, args.runs as usize);
         failed |= !row.as_ref().is_ok_and(Row::passed);
         rows.push((workload, row));
         progress.inc(1);
@@ -115,39 +143,6 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-fn workloads(args: &Args) -> Result<Vec<Workload>> {
-    if let Some(path) = &args.shapes {
-        let text = fs::read_to_string(path)
-            .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
-        return Workload::parse(&text).map_err(|error| Error::file(path, error));
-    }
-    let all = Workload::parse(SHAPES)?;
-    if args.suite.is_empty() {
-        return Err(Error::invalid(
-            "--suite",
-            "is empty",
-            "give letters of the suite, as abcde",
-        ));
-    }
-    args.suite
-        .to_uppercase()
-        .chars()
-        .map(|letter| {
-            all.iter()
-                .find(|workload| workload.name() == letter.to_string())
-                .cloned()
-                .ok_or_else(|| {
-                    let names: Vec<&str> = all.iter().map(Workload::name).collect();
-                    Error::invalid(
-                        "--suite",
-                        format!("no workload is called {letter}"),
-                        format!("choose among {}", names.join(", ")),
-                    )
-                })
-        })
-        .collect()
 }
 
 fn table(rows: &[(Workload, Result<Row>)]) -> comfy_table::Table {

@@ -163,7 +163,7 @@ fn measure(
     mut next: impl FnMut(&'static str),
 ) -> Result<(Figures, Vec<Vec<f32>>)> {
     next("opening");
-    let gpu = open_on(adapter)?;
+    let gpu = open_on(adapter, None)?;
     next("attention");
     let bound = layers
         .iter()
