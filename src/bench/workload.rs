@@ -95,6 +95,8 @@ pub struct Row {
     pub shape: String,
     /// The schedule chosen.
     pub schedule: String,
+    /// Why.
+    pub why: String,
     /// Median that counts: GPU time where the device has timestamps, else wall time.
     pub median_ms: f64,
     /// Both clocks, with their spread.
@@ -218,6 +220,7 @@ impl Workload {
             workload: self.name().into(),
             shape: self.describe(),
             schedule: plan.outline().schedule.to_string(),
+            why: plan.outline().why.clone(),
             median_ms: ms,
             timing,
             gflops: cost.gflops(ms),
