@@ -300,10 +300,10 @@ fn subgroup_variant(
     // step within a CPU's instruction cache, past which it runs at half the speed.
     let (rows, keys) = match head_dim.max(value_dim) {
         ..=16 => (4, 4),
-        ..=64 => (4, 2),
-        ..=96 => (4, 1),
-        ..=128 => (3, 1),
-        ..=192 => (2, 1),
+        17..=64 => (4, 2),
+        65..=96 => (4, 1),
+        97..=128 => (3, 1),
+        129..=192 => (2, 1),
         _ => (1, 1),
     };
     attention_subgroup::Variant {
