@@ -1,7 +1,9 @@
-// Merges the partial results of key ranges into the attention output.
+// Merges attention results over parts of the keys into that over all: the partial results of key ranges,
+// from scratch, or outputs with their log-sum-exps that a caller has (PARTS).
 //
-// Formula:   o = sum_s 2^(m_s - m) o_s / sum_s 2^(m_s - m) l_s; lse = ln 2 (m + log2 l).
-// Grid:      one invocation per output element.
+// Formula:   o = sum_s 2^(m_s - m) o_s / sum_s 2^(m_s - m) l_s; lse = ln 2 (m + log2 l); m = max_s m_s.
+//            PARTS: e^(m_s - m), with m_s = lse_s and l_s = 1. A part that saw no key is left out.
+// Grid:      one invocation per output element, or per vector of four (VEC4).
 // Workgroup: 64 invocations.
 // Memory:    none.
 
@@ -14,12 +16,21 @@ alias Scalar = f16;
 //@else
 alias Scalar = f32;
 //@endif
+//@if VEC4
+alias Stored = vec4<Scalar>;
+alias Unit = vec4<f32>;
+const WIDTH: u32 = 4u;
+//@else
+alias Stored = Scalar;
+alias Unit = f32;
+const WIDTH: u32 = 1u;
+//@endif
 
 const WORKGROUP: u32 = 64u; //@variant
 
 struct Params {
-    elements: u32,          // rows * value_dim
-    splits: u32,
+    elements: u32,          // rows * value_dim / WIDTH
+    splits: u32,            // parts
     value_dim: u32,
     q_len: u32,
     kv_heads: u32,
@@ -28,13 +39,86 @@ struct Params {
     minus_infinity: f32,
     o_at: u32, o_batch: u32, o_head: u32, o_row: u32, o_dim: u32,
     lse_at: u32, lse_batch: u32, lse_head: u32, lse_row: u32,
+    o_parts_at: u32, o_parts_part: u32, o_parts_batch: u32, o_parts_head: u32, o_parts_row: u32, o_parts_dim: u32,
+    lse_parts_at: u32, lse_parts_part: u32, lse_parts_batch: u32, lse_parts_head: u32, lse_parts_row: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+//@if PARTS
+@group(0) @binding(1) var<storage, read> o_parts: array<Stored>; // [parts, batch, q_heads, q_len, value_dim]
+@group(0) @binding(4) var<storage, read> lse_parts: array<f32>; // [parts, batch, q_heads, q_len]
+//@else
 @group(0) @binding(1) var<storage, read> scratch: array<f32>; // [rows, splits, value_dim + 2]
-@group(0) @binding(2) var<storage, read_write> o: array<Scalar>; // [batch, q_heads, q_len, value_dim]
+//@endif
+@group(0) @binding(2) var<storage, read_write> o: array<Stored>; // [batch, q_heads, q_len, value_dim]
 //@if LSE
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>; // [batch, q_heads, q_len]
+//@endif
+
+// Where a row is: in the output, and in all parts.
+struct Row {
+    batch: u32,
+    head: u32,
+    i: u32,
+    number: u32,
+}
+
+fn row_of(number: u32) -> Row {
+    let rest = number / params.q_len;
+    let kv_head = rest / params.group % params.kv_heads;
+    let head = kv_head * params.all_group + rest % params.group;
+    return Row(rest / params.group / params.kv_heads, head, number % params.q_len, number);
+}
+
+//@if PARTS
+// The logarithm of a part's total; FLOOR where it saw no key. It stays natural until a difference is
+// taken, which loses nothing of large ones.
+fn part_maximum(row: Row, s: u32) -> f32 {
+    let at = params.lse_parts_at + row.batch * params.lse_parts_batch + row.head * params.lse_parts_head + row.i * params.lse_parts_row;
+    let part = lse_parts[at + s * params.lse_parts_part];
+    return select(max(part, LEAST_BIAS), FLOOR, bitcast<u32>(part) == MINUS_INFINITY_BITS);
+}
+
+fn part_total(row: Row, s: u32) -> f32 {
+    return 1.0;
+}
+
+fn part_o(row: Row, s: u32, d: u32) -> Unit {
+    let at = params.o_parts_at + row.batch * params.o_parts_batch + row.head * params.o_parts_head + row.i * params.o_parts_row;
+    return Unit(o_parts[(at + s * params.o_parts_part + d * params.o_parts_dim) / WIDTH]);
+}
+
+fn power(difference: f32) -> f32 {
+    return exp2(difference * LOG2_E);
+}
+
+fn log_sum_exp(maximum: f32, total: f32) -> f32 {
+    return maximum + log2(total) * LN_2;
+}
+//@else
+fn part_start(row: Row, s: u32) -> u32 {
+    return (row.number * params.splits + s) * (params.value_dim + 2u);
+}
+
+fn part_maximum(row: Row, s: u32) -> f32 {
+    return scratch[part_start(row, s) + params.value_dim];
+}
+
+fn part_total(row: Row, s: u32) -> f32 {
+    return scratch[part_start(row, s) + params.value_dim + 1u];
+}
+
+fn part_o(row: Row, s: u32, d: u32) -> Unit {
+    return scratch[part_start(row, s) + d];
+}
+
+fn power(difference: f32) -> f32 {
+    return exp2(difference);
+}
+
+fn log_sum_exp(maximum: f32, total: f32) -> f32 {
+    return (maximum + log2(total)) * LN_2;
+}
 //@endif
 
 @compute @workgroup_size(WORKGROUP)
@@ -47,33 +131,32 @@ fn main(
     if (number >= params.elements) {
         return;
     }
-    let row = number / params.value_dim;
-    let d = number % params.value_dim;
-    let stride = params.value_dim + 2u;
-    let base = row * params.splits * stride;
+    let units = params.value_dim / WIDTH;
+    let row = row_of(number / units);
+    let d = number % units * WIDTH;
 
     var maximum = HIDDEN;
     for (var s = 0u; s < params.splits; s++) {
-        maximum = max(maximum, scratch[base + s * stride + params.value_dim]);
+        maximum = max(maximum, part_maximum(row, s));
     }
     var total = 0.0;
-    var sum = 0.0;
+    var sum = Unit();
     for (var s = 0u; s < params.splits; s++) {
-        let at = base + s * stride;
-        let factor = exp2(scratch[at + params.value_dim] - maximum);
-        total = fma(factor, scratch[at + params.value_dim + 1u], total);
-        sum = fma(factor, scratch[at + d], sum);
+        let part = part_maximum(row, s);
+        // What a part that saw no key holds may be anything.
+        if (part > HIDDEN) {
+            let factor = power(part - maximum);
+            total = fma(factor, part_total(row, s), total);
+            sum = fma(Unit(factor), part_o(row, s, d), sum);
+        }
     }
 
-    let i = row % params.q_len;
-    let in_group = row / params.q_len % params.group;
-    let kv_head = row / params.q_len / params.group % params.kv_heads;
-    let batch = row / params.q_len / params.group / params.kv_heads;
-    let head = kv_head * params.all_group + in_group;
-    o[params.o_at + batch * params.o_batch + head * params.o_head + i * params.o_row + d * params.o_dim] = Scalar(sum * reciprocal(total));
+    let at = params.o_at + row.batch * params.o_batch + row.head * params.o_head + row.i * params.o_row;
+    o[(at + d * params.o_dim) / WIDTH] = Stored(sum * reciprocal(total));
 //@if LSE
     if (d == 0u) {
-        lse[params.lse_at + batch * params.lse_batch + head * params.lse_head + i * params.lse_row] = select((maximum + log2(total)) * LN_2, params.minus_infinity, total == 0.0);
+        let lse_at = params.lse_at + row.batch * params.lse_batch + row.head * params.lse_head + row.i * params.lse_row;
+        lse[lse_at] = select(log_sum_exp(maximum, total), params.minus_infinity, total == 0.0);
     }
 //@endif
 }

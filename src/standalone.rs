@@ -10,7 +10,7 @@ use crate::{
     call::Call,
     engine::{Engine, read_buffer},
     error::{Error, Result},
-    ops::{Args, Attention, AttentionArgs, Op, Softmax, SoftmaxArgs},
+    ops::{Args, Attention, AttentionArgs, Merge, MergeArgs, Op, Softmax, SoftmaxArgs},
     pipeline::checked,
     tensor::{DType, Layout, View},
 };
@@ -462,6 +462,32 @@ impl Gpu {
         }
         let o = self.allocate(op.o.clone())?;
         let args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
+        self.compute(&op.into(), args)?;
+        Ok(o)
+    }
+
+    /// Merges attention results over parts of the keys, outputs `[parts, batch, heads, seq,
+    /// value_dim]` and log-sum-exps `[parts, batch, heads, seq]`, into that over all, with what
+    /// `options` sets on the op. The log-sum-exp of the whole goes through [`Gpu::compute`].
+    ///
+    /// # Errors
+    /// As [`Gpu::compute`].
+    pub fn merge(
+        &self,
+        o_parts: &Tensor,
+        lse_parts: &Tensor,
+        options: impl FnOnce(Merge) -> Merge,
+    ) -> Result<Tensor> {
+        let op = options(Merge::new(o_parts.layout.clone(), lse_parts.layout.clone()));
+        if op.lse.is_some() {
+            return Err(Error::invalid(
+                "lse",
+                "has no tensor in this call",
+                "call Gpu::compute with MergeArgs",
+            ));
+        }
+        let o = self.allocate(op.o.clone())?;
+        let args = MergeArgs::new(o_parts.view(), lse_parts.view(), o.view());
         self.compute(&op.into(), args)?;
         Ok(o)
     }

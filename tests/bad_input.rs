@@ -4,7 +4,7 @@
 mod small;
 
 use foveate::{
-    AttentionArgs, DType, Engine, Error, Layout, Op, Softmax, SoftmaxArgs, View,
+    AttentionArgs, DType, Engine, Error, Layout, Merge, MergeArgs, Op, Softmax, SoftmaxArgs, View,
     ops::{Args, Slot},
     reference,
 };
@@ -220,12 +220,65 @@ fn softmax_in_place_and_not() {
 }
 
 #[test]
+fn wrong_merge_tensors() {
+    let app = App::open();
+    let op = Merge::new(Layout::f32([3, 1, 2, 4, 8]), Layout::f32([3, 1, 2, 4]));
+    let [o_parts, lse_parts, o] = [768, 96, 256].map(|size| app.buffer(size));
+    let args = || {
+        MergeArgs::new(
+            View::new(&o_parts, op.o_parts.clone()),
+            View::new(&lse_parts, op.lse_parts.clone()),
+            View::new(&o, op.o.clone()),
+        )
+    };
+
+    let short = app.buffer(92);
+    let mut short_args = args();
+    short_args.lse_parts.buffer = &short;
+    assert_eq!(
+        refused(&app, op.clone(), short_args),
+        Error::invalid(
+            "lse_parts",
+            "its buffer holds 92 bytes, and the layout ends at 96",
+            TOO_SMALL,
+        )
+    );
+    // Over the first part: a merge is never in place.
+    let mut over = args();
+    over.o.buffer = &o_parts;
+    assert_eq!(
+        refused(&app, op.clone(), over),
+        Error::invalid("o", "is in the buffer of o_parts", OWN_BUFFER)
+    );
+    assert_eq!(
+        refused(&app, op.clone().with_lse(), args()),
+        Error::invalid(
+            "lse",
+            "is missing, and the planned op has one",
+            "bind a view for it",
+        )
+    );
+    let mut surplus = args();
+    surplus.lse = Some(View::new(&short, Layout::f32([1, 2, 4])));
+    assert_eq!(
+        refused(&app, op, surplus),
+        Error::invalid(
+            "lse",
+            "is given, but the planned op has none",
+            "leave it out, or plan an op that has it",
+        )
+    );
+    app.still_works();
+}
+
+#[test]
 fn ops_that_cannot_be_planned_leave_the_device_alone() {
     let app = App::open();
     let huge = app.engine.caps().max_buffer_bytes;
     let mut ops: Vec<Op> = vec![
         attention().scale(f32::NAN).into(),
         attention().output(Layout::f32([1, 2, 4, 7])).into(),
+        Merge::new(Layout::f32([3, 1, 2, 4, 8]), Layout::f32([2, 1, 2, 4])).into(),
         Softmax::new(Layout::f32([3, 0]), 1).into(),
         Softmax::new(Layout::f32([3, 5]), 7).into(),
         Softmax::new(Layout::f32([huge]), 0).into(),

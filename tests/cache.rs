@@ -345,6 +345,7 @@ fn kernels_that_cannot_run_are_skipped() {
         // Nonsense that only a compiler notices: arrays of length 0.
         attention_tile::Variant { v_chunks: 0, io }.into(),
         attention_merge::Variant {
+            source: attention_merge::Source::Scratch,
             f16: false,
             lse: false,
         }

@@ -4,8 +4,8 @@
 mod small;
 
 use foveate::{
-    Attention, AttentionArgs, Causal, DType, Layout, Op, Schedule, Softmax, SoftmaxArgs, Tuning,
-    View,
+    Attention, AttentionArgs, Causal, DType, Layout, Merge, Op, Schedule, Softmax, SoftmaxArgs,
+    Tuning, View,
     ops::{Args, Slot},
 };
 use small::App;
@@ -78,6 +78,9 @@ fn ops_go_all_the_way() {
     }
     let long = Softmax::new(Layout::f32([1, 1 << 18]), 1);
     assert_eq!(run(&app, &long.into(), &Tuning::default()), 2);
+
+    let merge = Merge::new(Layout::f32([5, 2, 3, 7, 12]), Layout::f32([5, 2, 3, 7]));
+    assert_eq!(run(&app, &merge.with_lse().into(), &small), 1);
 }
 
 #[test]
@@ -97,6 +100,12 @@ fn slices_bind_within_the_buffers() {
     assert!(steps > 4, "{steps} steps");
     let op = Softmax::new(Layout::f32([3, 40_000]), 1);
     let steps = run(&app, &op.into(), &Tuning::default());
+    assert!(steps > 4, "{steps} steps");
+    // All parts of a row near each other, so that slices of rows hold them.
+    let parts = Layout::f32([1, 2, 1000, 3, 64]);
+    let parts = parts.transposed(2, 3).transposed(1, 2).transposed(0, 1);
+    let op = Merge::new(parts, Layout::f32([3, 1, 2, 1000]));
+    let steps = run(&app, &op.with_lse().into(), &Tuning::default());
     assert!(steps > 4, "{steps} steps");
 }
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use foveate::{
-    Attention, Caps, Causal, DType, Error, Layout, Op, Schedule, Softmax, Tuning,
-    kernels::{Kernel, softmax::Phase},
+    Attention, Caps, Causal, DType, Error, Layout, Merge, Op, Schedule, Softmax, Tuning,
+    kernels::{Kernel, attention_merge::Source, softmax::Phase},
     ops::Slot,
     plan::{Outline, Range, Step},
 };
@@ -46,6 +46,11 @@ fn attention([b, hq, hkv, m, n, d, dv]: [u64; 7]) -> Attention {
 
 fn plain() -> Attention {
     attention([1, 2, 2, 4, 6, 8, 8])
+}
+
+/// Three parts of two heads of four rows.
+fn merge() -> Merge {
+    Merge::new(Layout::f32([3, 1, 2, 4, 8]), Layout::f32([3, 1, 2, 4]))
 }
 
 /// A step's parameters by name; every one is 4 bytes long.
@@ -202,6 +207,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
             (b * h * m, op.v.shape[3] + 2)
         }
         Op::Softmax(op) => (op.x.elements() / op.x.shape[op.axis], 2),
+        Op::Merge(_) => (0, 0),
     };
     let most = u128::from(rows) * u128::from(outline.splits) * u128::from(width) * 4;
     ensure(
@@ -228,6 +234,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
     let all = match outline.op {
         Op::Attention(_) => 3,
         Op::Softmax(_) => 2,
+        Op::Merge(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,
@@ -644,6 +651,104 @@ fn exact_errors() {
         ),
     );
 
+    let mut case = |op: Merge, error| table.push((op.into(), error));
+    let agree = "make it agree with o_parts";
+    let axes = |n| format!("give it {n} axes, as the docs of Merge list them");
+    for (slot, shape) in [
+        ("lse_parts", vec![2, 1, 2, 4]),
+        ("lse_parts", vec![3, 1, 2, 5]),
+    ] {
+        let mut op = merge();
+        op.lse_parts = Layout::f32(shape.clone());
+        let found = format!("shape {shape:?} where [3, 1, 2, 4] is expected");
+        case(op, invalid(slot, &found, agree));
+    }
+    case(
+        merge().output(Layout::f32([1, 2, 4, 9])),
+        invalid(
+            "o",
+            "shape [1, 2, 4, 9] where [1, 2, 4, 8] is expected",
+            agree,
+        ),
+    );
+    let mut op = merge();
+    op.lse = Some(Layout::f32([2, 1, 4]));
+    case(
+        op,
+        invalid("lse", "shape [2, 1, 4] where [1, 2, 4] is expected", agree),
+    );
+    case(
+        Merge::new(Layout::f32([1, 2, 4, 8]), Layout::f32([1, 2, 4])),
+        invalid("o_parts", "4 axes in shape [1, 2, 4, 8]", &axes(5)),
+    );
+    let mut op = merge();
+    op.lse_parts = Layout::f32([3, 2, 4]);
+    case(
+        op,
+        invalid("lse_parts", "3 axes in shape [3, 2, 4]", &axes(4)),
+    );
+    case(
+        Merge::new(Layout::f32([0, 1, 2, 4, 8]), Layout::f32([0, 1, 2, 4])),
+        invalid("o_parts", "shape [0, 1, 2, 4, 8] holds no element", empty),
+    );
+    case(
+        Merge::new(
+            Layout::new(DType::U32, [3, 1, 2, 4, 8]),
+            Layout::f32([3, 1, 2, 4]),
+        ),
+        invalid("o_parts", "elements are u32", "give f32 or f16"),
+    );
+    case(
+        Merge::new(Layout::f32([3, 1, 2, 4, 8]), Layout::f16([3, 1, 2, 4])),
+        invalid("lse_parts", "elements are f16", "give f32"),
+    );
+    case(
+        merge().output(Layout::f16([1, 2, 4, 8])),
+        invalid("o", "elements are f16", "give the element type of o_parts"),
+    );
+    case(
+        merge().output(Layout::f32([1, 2, 4, 8]).with_strides([64, 32, 4, 1])),
+        invalid(
+            "o",
+            "strides [64, 32, 4, 1] put several elements of shape [1, 2, 4, 8] in one place",
+            apart,
+        ),
+    );
+    let mut op = merge();
+    op.lse = Some(Layout::f32([1, 2, 4]).with_strides([8, 0, 1]));
+    case(
+        op,
+        invalid(
+            "lse",
+            "strides [8, 0, 1] put several elements of shape [1, 2, 4] in one place",
+            apart,
+        ),
+    );
+    case(
+        Merge::new(
+            Layout::f32([65_535, 1, 1, 1, 4]),
+            Layout::f32([65_535, 1, 1, 1]),
+        ),
+        Error::unsupported(
+            "a merge of 65535 parts",
+            "a kernel may loop 65535 times on this device, and it loops over them",
+            "merge some parts at a time, with the log-sum-exp of each",
+        ),
+    );
+    // Part by part, each 64 MiB: a row's parts are too far apart for one binding.
+    case(
+        Merge::new(
+            Layout::f32([3, 1, 32, 4096, 128]),
+            Layout::f32([3, 1, 32, 4096]),
+        ),
+        Error::unsupported(
+            "o_parts with the parts of a row over 134218256 bytes",
+            "a binding holds 134217728 bytes",
+            "merge some parts at a time, with the log-sum-exp of each, or use strides that keep the \
+             parts of a row together, such as those of [batch, q_heads, q_len, parts, value_dim]",
+        ),
+    );
+
     for (op, error) in table {
         assert_eq!(outline(op.clone(), &lavapipe()), Err(error), "{op:?}");
     }
@@ -676,6 +781,19 @@ fn what_the_device_lacks_is_named() {
                 ..lavapipe()
             },
             "5 storage buffers, and the device allows 4",
+        ),
+        (
+            Merge::new(Layout::f16([3, 1, 2, 4, 8]), Layout::f32([3, 1, 2, 4])).into(),
+            Caps::minimum(),
+            "SHADER_F16",
+        ),
+        (
+            merge().with_lse().into(),
+            Caps {
+                max_storage_buffers: 3,
+                ..lavapipe()
+            },
+            "4 storage buffers to merge results, and the device allows 3",
         ),
         (
             plain().into(),
@@ -732,6 +850,7 @@ fn what_the_device_lacks_is_named() {
 fn tuning_that_cannot_be_kept_is_an_error() {
     let softmax = Op::from(Softmax::new(Layout::f32([64, 16]), 1));
     let attention = Op::from(plain());
+    let merge = Op::from(merge());
     let tuning = Tuning::default();
     let schedule = |schedule| Tuning {
         schedule: Some(schedule),
@@ -762,6 +881,7 @@ fn tuning_that_cannot_be_kept_is_an_error() {
         ),
         (&attention, schedule(Schedule::Rows), "no schedule `rows`"),
         (&softmax, schedule(Schedule::Tile), "no schedule `tile`"),
+        (&merge, schedule(Schedule::Ranges), "no schedule `ranges`"),
     ] {
         let error = Outline::new(op, &lavapipe(), &tuning).expect_err(argument);
         assert!(error.to_string().contains(argument), "{error}");
@@ -772,6 +892,51 @@ fn tuning_that_cannot_be_kept_is_an_error() {
         error.to_string().contains("no subgroup operations"),
         "{error}"
     );
+}
+
+#[test]
+fn merges_by_layout() {
+    let variant = |op: Merge| match planned(op, &lavapipe()).steps[0].kernel {
+        Kernel::AttentionMerge(variant) => variant,
+        other => panic!("{other:?}"),
+    };
+    let vec4 = |op: Merge| variant(op).source == Source::Parts { vec4: true };
+    assert!(vec4(merge()));
+    assert!(vec4(merge().output(Layout::f32([1, 2, 4, 8]).at(4))));
+    assert!(!vec4(merge().output(Layout::f32([1, 2, 4, 8]).at(2))));
+    let mut odd = merge();
+    odd.o_parts = odd.o_parts.with_strides([70, 64, 32, 8, 1]);
+    assert!(!vec4(odd));
+    let odd = Merge::new(Layout::f32([3, 1, 2, 4, 6]), Layout::f32([3, 1, 2, 4]));
+    assert!(!vec4(odd.clone()));
+
+    let outline = planned(odd.with_lse(), &lavapipe());
+    assert_eq!(outline.schedule, Schedule::Rows);
+    assert_eq!((outline.steps.len(), outline.scratch_bytes), (1, 0));
+    let step = params(&outline.steps[0]);
+    assert_eq!((step["splits"], step["elements"]), (3, 48));
+    assert_eq!(
+        (
+            step["o_parts_part"],
+            step["lse_parts_part"],
+            step["o_parts_head"]
+        ),
+        (48, 8, 24)
+    );
+    assert_eq!(outline.steps[0].grid, [1, 1, 1]);
+
+    // Part by part, 64 KiB each, do not fit a binding; row by row they do, in slices.
+    let caps = Caps {
+        max_binding_bytes: 128 << 10,
+        ..lavapipe()
+    };
+    let lse = Layout::f32([3, 1, 2, 128]);
+    let apart = Merge::new(Layout::f32([3, 1, 2, 128, 64]), lse.clone());
+    assert!(Outline::new(&apart.into(), &caps, &Tuning::default()).is_err());
+    let near = Layout::f32([1, 2, 128, 3, 64]);
+    let near = near.transposed(2, 3).transposed(1, 2).transposed(0, 1);
+    assert_eq!(near.shape, [3, 1, 2, 128, 64]);
+    assert_eq!(planned(Merge::new(near, lse), &caps).steps.len(), 2);
 }
 
 #[test]
@@ -1000,6 +1165,32 @@ fn any_attention() -> impl Strategy<Value = Op> {
         )
 }
 
+fn any_merge() -> impl Strategy<Value = Op> {
+    (
+        (any_len(), any_len(), 1u64..9, any_len(), any_len()),
+        (any_dtype(), any_dtype(), any::<[bool; 2]>()),
+    )
+        .prop_flat_map(|((parts, b, h, m, d), (dtype, other, wanted))| {
+            // Another type is an error: now and then.
+            let odd = if d % 8 == 3 { other } else { dtype };
+            (
+                laid_out(dtype, vec![parts, b, h, m, d]),
+                laid_out(DType::F32, vec![parts, b, h, m]),
+                laid_out(odd, vec![b, h, m, d]),
+                laid_out(DType::F32, vec![b, h, m]),
+                Just(wanted),
+            )
+        })
+        .prop_map(|(o_parts, lse_parts, o, lse, wanted)| {
+            let mut op = Merge::new(o_parts, lse_parts);
+            if wanted[0] {
+                op.o = o;
+            }
+            op.lse = wanted[1].then_some(lse);
+            op.into()
+        })
+}
+
 fn any_tuning() -> impl Strategy<Value = Tuning> {
     let schedule = prop_oneof![
         6 => Just(None),
@@ -1095,4 +1286,9 @@ fn visible_pairs_are_counted() {
             }
         }
     }
+}
+
+#[test]
+fn any_merge_plans_or_fails_cleanly() {
+    sweep(any_merge());
 }

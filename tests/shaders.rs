@@ -10,7 +10,7 @@ use std::{
 };
 
 use foveate::{
-    Attention, Caps, Causal, DType, Layout, Op, Schedule, Softmax, Tuning,
+    Attention, Caps, Causal, DType, Layout, Merge, Op, Schedule, Softmax, Tuning,
     kernels::{
         Kernel, STEMS, attention_merge, attention_tile, ceiling_fma, ceiling_stream,
         ceiling_workgroup, loop_count,
@@ -177,11 +177,26 @@ fn softmax_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn merge_ops(into: &mut BTreeSet<Kernel>) {
+    for bits in 0..8 {
+        let value_dim = if bits & 1 != 0 { 8 } else { 5 };
+        let mut op = Merge::new(
+            Layout::new(float(bits & 2 != 0), [3, 2, 4, 7, value_dim]),
+            Layout::f32([3, 2, 4, 7]),
+        );
+        if bits & 4 != 0 {
+            op = op.with_lse();
+        }
+        plan(op, &caps(8), &Tuning::default(), into);
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     attention_inputs(&mut set);
     attention_sizes(&mut set);
     softmax_ops(&mut set);
+    merge_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -377,7 +392,10 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("V_CHUNKS", module.constant("V_CHUNKS"), variant.v_chunks)?;
             (attention_tile::THREADS, attention_tile::WORKGROUP_BYTES)
         }
-        Kernel::AttentionMerge(_) => (attention_merge::WORKGROUP, 0),
+        Kernel::AttentionMerge(variant) => {
+            eq("WIDTH", module.constant("WIDTH"), variant.width())?;
+            (attention_merge::WORKGROUP, 0)
+        }
         Kernel::Softmax(variant) => {
             eq("LANES", module.constant("LANES"), variant.lanes)?;
             eq("HELD", module.constant("HELD"), variant.held)?;
@@ -535,6 +553,7 @@ fn every_variant_is_valid_on_every_backend_and_agrees_with_rust() {
 #[test]
 fn the_checks_see_what_does_not_agree() {
     let kernel = Kernel::from(attention_merge::Variant {
+        source: attention_merge::Source::Scratch,
         f16: false,
         lse: true,
     });

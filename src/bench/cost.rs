@@ -1,6 +1,6 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
-use crate::{Attention, Op, Softmax, bench::Ceilings, ops::dims};
+use crate::{Attention, Merge, Op, Softmax, bench::Ceilings, ops::dims};
 
 /// The least that an op can cost.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -62,7 +62,8 @@ impl std::ops::Add for Cost {
 }
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
-/// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element.
+/// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
+/// per element of its parts.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -78,6 +79,7 @@ pub fn cost(op: &Op) -> Cost {
     let operations = match op {
         Op::Softmax(Softmax { x, .. }) => 5.0 * x.elements() as f64,
         Op::Attention(op) => attention_operations(op),
+        Op::Merge(Merge { o_parts, .. }) => 2.0 * o_parts.elements() as f64,
     };
     Cost {
         operations,

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
-    Attention, AttentionArgs, Causal, DType, Error, Gpu, Layout, Op, Plan, Result, Softmax,
-    SoftmaxArgs, Tensor, Tuning,
+    Attention, AttentionArgs, Causal, DType, Error, Gpu, Layout, MergeArgs, Op, Plan, Result,
+    Softmax, SoftmaxArgs, Tensor, Tuning,
     ops::Args,
     reference::{self, AttentionInputs},
 };
@@ -278,6 +278,7 @@ impl Set {
         let (inputs, output) = match op {
             Op::Attention(op) => (vec![&op.q, &op.k, &op.v], &op.o),
             Op::Softmax(op) => (vec![&op.x], &op.y),
+            Op::Merge(op) => (vec![&op.o_parts, &op.lse_parts], &op.o),
         };
         let inputs = inputs
             .into_iter()
@@ -309,6 +310,7 @@ impl Set {
         let out = self.output.view();
         let args: Args<'_> = match views.as_slice() {
             [q, k, v] => AttentionArgs::new(q.clone(), k.clone(), v.clone(), out).into(),
+            [o_parts, lse_parts] => MergeArgs::new(o_parts.clone(), lse_parts.clone(), out).into(),
             views => SoftmaxArgs {
                 x: views.first().cloned(),
                 y: out,
@@ -350,6 +352,10 @@ impl Set {
                 let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();
                 let scale = op.scale.unwrap_or(1.0).into();
                 reference::softmax(x, &shape, op.axis, scale, op.log)
+            }
+            (Op::Merge(op), [o_parts, lse_parts]) => {
+                let parts = op.o_parts.shape.first().copied().unwrap_or(1);
+                reference::merge(o_parts, lse_parts, parts as usize).o
             }
             _ => Vec::new(),
         };

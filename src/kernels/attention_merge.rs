@@ -1,4 +1,4 @@
-//! Merges partial attention results.
+//! Merges attention results over parts of the keys.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,19 +8,47 @@ use crate::{caps::Caps, shader::Constants};
 /// Invocations per workgroup.
 pub const WORKGROUP: u32 = 64;
 
+/// Where the parts are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// In scratch: partial results of key ranges, not yet divided by their totals.
+    Scratch,
+    /// In tensors of the caller's: outputs and their log-sum-exps.
+    Parts {
+        /// Whether outputs are read and written four elements at a time.
+        vec4: bool,
+    },
+}
+
 /// A variant of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Variant {
-    /// f16 output.
+    /// Where the parts are.
+    pub source: Source,
+    /// f16 output, and parts but for those in scratch.
     pub f16: bool,
     /// Log-sum-exp output.
     pub lse: bool,
+}
+
+impl Variant {
+    /// Elements per invocation.
+    pub fn width(&self) -> u32 {
+        if self.source == (Source::Parts { vec4: true }) {
+            4
+        } else {
+            1
+        }
+    }
 }
 
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
         vec![
             ("F16", self.f16.into()),
+            ("PARTS", (self.source != Source::Scratch).into()),
+            ("VEC4", (self.width() == 4).into()),
             ("LSE", self.lse.into()),
             ("WORKGROUP", WORKGROUP),
         ]
@@ -36,6 +64,13 @@ impl super::Variant for Variant {
                 caps.max_invocations
             ));
         }
+        let buffers = 2 + u32::from(self.source != Source::Scratch) + u32::from(self.lse);
+        if buffers > caps.max_storage_buffers {
+            return Err(format!(
+                "{buffers} storage buffers to merge results, and the device allows {}",
+                caps.max_storage_buffers
+            ));
+        }
         Ok(())
     }
 }
@@ -47,5 +82,9 @@ params! {
         all_group: u32, minus_infinity: f32,
         o_at: u32, o_batch: u32, o_head: u32, o_row: u32, o_dim: u32,
         lse_at: u32, lse_batch: u32, lse_head: u32, lse_row: u32,
+        o_parts_at: u32, o_parts_part: u32, o_parts_batch: u32, o_parts_head: u32,
+        o_parts_row: u32, o_parts_dim: u32,
+        lse_parts_at: u32, lse_parts_part: u32, lse_parts_batch: u32, lse_parts_head: u32,
+        lse_parts_row: u32,
     }
 }

@@ -1,10 +1,12 @@
 //! The public ops, as plain data: what to compute on tensors of which layout.
 
 mod attention;
+mod merge;
 mod softmax;
 
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, Causal};
+pub use merge::{Merge, MergeArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,8 @@ pub enum Op {
     Softmax(Softmax),
     /// Softmax attention.
     Attention(Attention),
+    /// Attention results over parts of the keys, merged.
+    Merge(Merge),
 }
 
 impl Op {
@@ -34,6 +38,7 @@ impl Op {
         match self {
             Self::Softmax(op) => op.check(),
             Self::Attention(op) => op.check(),
+            Self::Merge(op) => op.check(),
         }
     }
 
@@ -42,6 +47,7 @@ impl Op {
         match self {
             Self::Softmax(op) => op.tensors(),
             Self::Attention(op) => op.tensors(),
+            Self::Merge(op) => op.tensors(),
         }
     }
 }
@@ -55,6 +61,12 @@ impl From<Softmax> for Op {
 impl From<Attention> for Op {
     fn from(op: Attention) -> Self {
         Self::Attention(op)
+    }
+}
+
+impl From<Merge> for Op {
+    fn from(op: Merge) -> Self {
+        Self::Merge(op)
     }
 }
 
@@ -82,13 +94,17 @@ pub enum Slot {
     Bias,
     /// Valid keys of each batch entry.
     KvLen,
+    /// Outputs of parts that are merged.
+    OParts,
+    /// Log-sum-exps of parts that are merged.
+    LseParts,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -99,6 +115,8 @@ impl Slot {
         Self::Mask,
         Self::Bias,
         Self::KvLen,
+        Self::OParts,
+        Self::LseParts,
         Self::Scratch,
     ];
 
@@ -115,6 +133,8 @@ impl Slot {
             Self::Mask => "mask",
             Self::Bias => "bias",
             Self::KvLen => "kv_len",
+            Self::OParts => "o_parts",
+            Self::LseParts => "lse_parts",
             Self::Scratch => "scratch",
         }
     }

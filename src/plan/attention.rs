@@ -1,7 +1,8 @@
 //! Attention: which schedule, which variant, which slices and key ranges.
 
 use super::{
-    Outline, Range, SOFTWARE_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, grid, places,
+    Outline, Range, SOFTWARE_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, by_fours, grid,
+    layout_places,
     slice::{self, Operand, Part, Window},
     small,
 };
@@ -156,6 +157,7 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         let schedule = candidate.schedule();
         // The whole kernel must run, and so must the partial one and the merge.
         let merge = attention_merge::Variant {
+            source: attention_merge::Source::Scratch,
             f16: io.f16,
             lse: io.lse,
         };
@@ -298,10 +300,10 @@ fn subgroup_variant(
     // step within a CPU's instruction cache, past which it runs at half the speed.
     let (rows, keys) = match head_dim.max(value_dim) {
         ..=16 => (4, 4),
-        ..=64 => (4, 2),
-        ..=96 => (4, 1),
-        ..=128 => (3, 1),
-        ..=192 => (2, 1),
+        17..=64 => (4, 2),
+        65..=96 => (4, 1),
+        97..=128 => (3, 1),
+        129..=192 => (2, 1),
         _ => (1, 1),
     };
     attention_subgroup::Variant {
@@ -328,18 +330,6 @@ fn vectors(dim: u64, vec4: bool) -> u32 {
         dim.next_multiple_of(64)
     };
     small(padded.div_ceil(4))
-}
-
-/// Whether rows can be read four elements at a time.
-fn by_fours(layout: &Layout) -> bool {
-    let [.., dim] = dims(layout);
-    let rows = layout.strides.iter().take(3).zip(&layout.shape);
-    layout.strides.last() == Some(&1)
-        && dim % 4 == 0
-        && layout.offset.is_multiple_of(4)
-        && rows
-            .into_iter()
-            .all(|(stride, len)| stride % 4 == 0 || *len == 1)
 }
 
 /// The strides of a layout that has been checked to have four axes.
@@ -654,10 +644,10 @@ impl<'a> Space<'a> {
                 Slot::KvLen => {
                     params.kv_len_at = at;
                     if let Some(lens) = &op.kv_len {
-                        [params.kv_len_batch, ..] = layout_places(lens);
+                        [params.kv_len_batch] = layout_places(lens);
                     }
                 }
-                Slot::X | Slot::Y | Slot::Scratch => {}
+                Slot::X | Slot::Y | Slot::OParts | Slot::LseParts | Slot::Scratch => {}
             }
         }
         if partial {
@@ -718,6 +708,7 @@ impl<'a> Space<'a> {
             }
         }
         let variant = attention_merge::Variant {
+            source: attention_merge::Source::Scratch,
             f16: op.o.dtype == DType::F16,
             lse: op.lse.is_some(),
         };
@@ -729,9 +720,4 @@ impl<'a> Space<'a> {
             grid: grid(workgroups, self.caps)?,
         })
     }
-}
-
-/// Strides of a tensor for a shader.
-fn layout_places(layout: &Layout) -> [u32; 4] {
-    places(strides(layout), dims(layout))
 }

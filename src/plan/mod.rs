@@ -2,6 +2,7 @@
 //! the same op and caps always give the same outline.
 
 mod attention;
+mod merge;
 mod slice;
 mod softmax;
 
@@ -14,6 +15,7 @@ use crate::{
     error::{Error, Result},
     kernels::Kernel,
     ops::{Op, Slot},
+    tensor::Layout,
 };
 
 /// A way to run an op.
@@ -26,7 +28,7 @@ pub enum Schedule {
     Decode,
     /// Attention: tiles in workgroup memory.
     Tile,
-    /// Softmax: whole rows in one dispatch.
+    /// Softmax and merging: whole rows in one dispatch.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
@@ -160,6 +162,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
+            Op::Merge(_) => &[Schedule::Rows],
             Op::Attention(_) => &[Schedule::Decode, Schedule::Subgroup, Schedule::Tile],
         };
         if let Some(wanted) = tuning.schedule
@@ -175,6 +178,7 @@ impl Outline {
         let outline = match op {
             Op::Softmax(op) => softmax::outline(op, caps, tuning)?,
             Op::Attention(op) => attention::outline(op, caps, tuning)?,
+            Op::Merge(op) => merge::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(
@@ -244,7 +248,7 @@ const WANTED_WORKGROUPS: u64 = 64;
 pub(crate) const SOFTWARE_SUBGROUP: u32 = 8;
 
 /// Strides for a shader: those of axes that are 1 long never count, and may be anything.
-fn places(strides: [u64; 4], lens: [u64; 4]) -> [u32; 4] {
+fn places<const AXES: usize>(strides: [u64; AXES], lens: [u64; AXES]) -> [u32; AXES] {
     std::array::from_fn(|axis| {
         if lens[axis] == 1 {
             0
@@ -252,6 +256,25 @@ fn places(strides: [u64; 4], lens: [u64; 4]) -> [u32; 4] {
             small(strides[axis])
         }
     })
+}
+
+/// Strides of a tensor for a shader; axes that it lacks have 0.
+fn layout_places<const AXES: usize>(layout: &Layout) -> [u32; AXES] {
+    places(
+        std::array::from_fn(|axis| layout.strides.get(axis).copied().unwrap_or(0)),
+        std::array::from_fn(|axis| layout.shape.get(axis).copied().unwrap_or(1)),
+    )
+}
+
+/// Whether rows can be read four elements at a time.
+fn by_fours(layout: &Layout) -> bool {
+    let mut axes = layout.strides.iter().zip(&layout.shape).rev();
+    let along = axes
+        .next()
+        .is_some_and(|(&stride, len)| stride == 1 && len % 4 == 0);
+    along
+        && layout.offset.is_multiple_of(4)
+        && axes.all(|(stride, len)| stride % 4 == 0 || *len == 1)
 }
 
 /// A number for a shader; callers have checked that it fits, so saturation never shows.

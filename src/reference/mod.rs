@@ -1,9 +1,11 @@
 //! The ops on the CPU in f64, written from their formulas: what the kernels are checked against.
 
 mod attention;
+mod merge;
 mod softmax;
 
 pub use attention::{AttentionInputs, AttentionOutputs, attention};
+pub use merge::merge;
 pub use softmax::softmax;
 
 /// The error measure used everywhere: `max |x - reference| / RMS(reference)`.

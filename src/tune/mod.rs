@@ -130,6 +130,8 @@ fn tunings(op: &Op) -> Vec<Tuning> {
                 ..with(Schedule::Ranges)
             }));
         }
+        // It has one way.
+        Op::Merge(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -180,6 +182,11 @@ pub fn bucket(op: &Op) -> String {
                 if op.in_place { " in place" } else { "" },
             )
         }
+        Op::Merge(op) => format!(
+            "merge {} of 2^{} elements",
+            op.o_parts.dtype,
+            log2(op.o_parts.elements())
+        ),
         Op::Attention(op) => attention_bucket(op),
     }
 }
@@ -300,8 +307,8 @@ impl Tuner {
 
 /// The cheapest candidate, when it is worth the search.
 fn by_estimate(op: &Op, caps: &Caps) -> Option<Tuning> {
-    // Softmax has one way worth taking per shape, which the rules know.
-    if matches!(op, Op::Softmax(_)) {
+    // Other ops have one way worth taking per shape, which the rules know.
+    if !matches!(op, Op::Attention(_)) {
         return None;
     }
     let best = candidates(op, caps).into_iter().next()?;
