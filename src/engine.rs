@@ -137,11 +137,15 @@ impl Engine {
         self.compile(self.tuner.outline(op, &self.caps)?)
     }
 
-    /// Plans an op with some choices fixed.
+    /// Plans an op with some choices fixed; the fixed rules choose the rest. With nothing fixed, as
+    /// [`Engine::plan`].
     ///
     /// # Errors
     /// As [`Engine::plan`]; also when a fixed choice cannot run here.
     pub fn plan_with(&self, op: &Op, tuning: &Tuning) -> Result<Plan> {
+        if *tuning == Tuning::default() {
+            return self.plan(op);
+        }
         self.compile(Outline::new(op, &self.caps, tuning)?)
     }
 
@@ -288,7 +292,8 @@ impl Engine {
                         .map(|(slot, layout, buffer)| (*slot, View::new(buffer, layout.clone())))
                         .collect(),
                 );
-                let call = self.plan_with(op, &candidate.tuning)?.bind(args)?;
+                let outline = Outline::new(op, &self.caps, &candidate.tuning)?;
+                let call = self.compile(outline)?.bind(args)?;
                 self.run(queue, &call)?;
                 Ok((call, start.elapsed()))
             };
@@ -305,7 +310,8 @@ impl Engine {
                 times.push(start.elapsed());
             }
         }
-        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        // Tenths of a microsecond: few digits, which come back from JSON as they were.
+        let ms = |time: Duration| (time.as_secs_f64() * 1e7).round() / 1e4;
         let mut timed: Vec<Timed> = running
             .into_iter()
             .filter_map(|(candidate, _, first, mut times)| {

@@ -64,7 +64,9 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     }
     progress.finish_and_clear();
     if globals.cache.is_none() {
-        note(&"not kept: give a folder with --cache or FOVEATE_CACHE, then bench and run use it");
+        note(
+            "not kept: give a folder with --cache or FOVEATE_CACHE, and the other commands use it",
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
