@@ -8,4 +8,4 @@ mod workload;
 pub use ceilings::{Ceilings, ceilings};
 pub use cost::{Cost, cost};
 pub use timing::{Spread, Timing, time};
-pub use workload::{AttentionShape, Row, SoftmaxShape, Workload};
+pub use workload::{AttentionShape, Expected, Row, SoftmaxShape, Tensors, Workload};

@@ -1,6 +1,6 @@
 //! `foveate bench`: ops on a list of shapes, beside the adapter's own ceilings.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
@@ -9,11 +9,9 @@ use super::{
     output::{print, print_json},
 };
 use crate::{
-    Error, Result, Tuning,
+    Result, Tuning,
     bench::{Ceilings, Row, Workload, ceilings},
 };
-
-const SHAPES: &str = include_str!("../../benches/shapes.toml");
 
 /// Arguments of `foveate bench`.
 #[derive(Debug, clap::Args)]
@@ -43,7 +41,7 @@ struct Adapter<'a> {
 }
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
-    let workloads = workloads(args)?;
+    let workloads = Workload::choose(&args.suite, args.shapes.as_deref())?;
     let gpu = super::open(globals)?;
     let progress = super::progress(workloads.len() as u64 + 1, globals);
     progress.set_message("ceilings");
@@ -115,39 +113,6 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-fn workloads(args: &Args) -> Result<Vec<Workload>> {
-    if let Some(path) = &args.shapes {
-        let text = fs::read_to_string(path)
-            .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
-        return Workload::parse(&text).map_err(|error| Error::file(path, error));
-    }
-    let all = Workload::parse(SHAPES)?;
-    if args.suite.is_empty() {
-        return Err(Error::invalid(
-            "--suite",
-            "is empty",
-            "give letters of the suite, as abcde",
-        ));
-    }
-    args.suite
-        .to_uppercase()
-        .chars()
-        .map(|letter| {
-            all.iter()
-                .find(|workload| workload.name() == letter.to_string())
-                .cloned()
-                .ok_or_else(|| {
-                    let names: Vec<&str> = all.iter().map(Workload::name).collect();
-                    Error::invalid(
-                        "--suite",
-                        format!("no workload is called {letter}"),
-                        format!("choose among {}", names.join(", ")),
-                    )
-                })
-        })
-        .collect()
 }
 
 fn table(rows: &[(Workload, Result<Row>)]) -> comfy_table::Table {

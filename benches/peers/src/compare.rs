@@ -1,0 +1,165 @@
+//! A peer beside foveate on a task: one row, whatever happens.
+
+use std::{process::Command, time::Duration};
+
+use foveate::bench::Workload;
+
+use crate::{
+    pairs::{self, Pairs, Side},
+    peer::Peer,
+    report::{Both, Measured, Outcome, Row, dtype},
+    task::Task,
+    worker::{Trouble, Worker},
+};
+
+/// What foveate's own rows and files are called.
+pub const OWN: &str = "foveate";
+/// How long foveate may take to get ready: drivers compile meanwhile.
+const OWN_LIMIT: Duration = Duration::from_secs(120);
+
+/// How much to measure.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Pairs of runs wanted.
+    pub pairs: usize,
+    /// After this time no more pairs than [`pairs::LEAST_PAIRS`].
+    pub budget: Duration,
+}
+
+/// foveate on a task, ready to be compared.
+#[derive(Debug)]
+pub struct Comparison<'a> {
+    task: &'a Task,
+    own: Worker,
+    own_err: f64,
+    effort: Effort,
+}
+
+impl<'a> Comparison<'a> {
+    /// Starts foveate's side.
+    ///
+    /// # Errors
+    /// [`Trouble`] when it does not get ready.
+    pub fn start(task: &'a Task, own: &mut Command, effort: Effort) -> Result<Self, Trouble> {
+        let job = task.job(OWN, OWN);
+        let own = Worker::start(own, &job, OWN_LIMIT)?;
+        Ok(Self {
+            task,
+            own,
+            own_err: task.error(&job),
+            effort,
+        })
+    }
+
+    /// Whether foveate's result is right.
+    pub fn own_is_right(&self) -> bool {
+        self.own_err <= self.task.err_limit()
+    }
+
+    /// Compares one variant of a peer, whose command may be the reason why there is none.
+    pub fn row(&mut self, peer: &Peer, variant: &str, command: Result<Command, String>) -> Row {
+        let outcome = match command {
+            _ if !peer.dtypes.contains(&dtype(&self.task.workload)) => Outcome::Failed {
+                failed: format!("its worker has no {}", dtype(&self.task.workload)),
+                missing: false,
+            },
+            Err(failed) => Outcome::Failed {
+                failed,
+                missing: true,
+            },
+            Ok(command) => self.try_often(peer, variant, command),
+        };
+        Row::new(&self.task.workload, peer, variant, outcome)
+    }
+
+    fn try_often(&mut self, peer: &Peer, variant: &str, mut command: Command) -> Outcome {
+        let mut tries = 1;
+        let side = loop {
+            match self.once(peer, variant, &mut command) {
+                Ok(mut measured) => {
+                    if tries > 1 {
+                        measured.note(&format!("started {tries} times"));
+                    }
+                    return Outcome::Measured(Box::new(measured));
+                }
+                Err(Side::Peer(trouble)) if trouble.may_pass() && tries < peer.tries => tries += 1,
+                Err(side) => break side,
+            }
+        };
+        match side {
+            Side::Own(trouble) => Outcome::Failed {
+                failed: format!("{OWN}, beside it: {trouble}"),
+                missing: false,
+            },
+            Side::Peer(trouble) => {
+                let missing = matches!(trouble, Trouble::Missing(_));
+                let trouble = if tries > 1 {
+                    Trouble::Again {
+                        tries,
+                        last: Box::new(trouble),
+                    }
+                } else {
+                    trouble
+                };
+                Outcome::Failed {
+                    failed: trouble.to_string(),
+                    missing,
+                }
+            }
+        }
+    }
+
+    fn once(
+        &mut self,
+        peer: &Peer,
+        variant: &str,
+        command: &mut Command,
+    ) -> Result<Measured, Side> {
+        let job = self.task.job(&peer.name, variant);
+        let mut worker = Worker::start(command, &job, peer.ready_limit()).map_err(Side::Peer)?;
+        let plan = pairs::Plan {
+            pairs: self.effort.pairs,
+            budget: self.effort.budget,
+            run_limit: peer.run_limit(),
+        };
+        let err = self.task.error(&job);
+        let pairs = pairs::measure(&mut self.own, &mut worker, &plan)?;
+        Ok(self.measured(&worker, &pairs, err))
+    }
+
+    fn measured(&self, worker: &Worker, pairs: &Pairs, err: f64) -> Measured {
+        let cost = &self.task.cost;
+        let (foveate_ms, peer_ms) = (pairs.own.median, pairs.peer.median);
+        let both = |foveate, peer| Both { foveate, peer };
+        let ready = worker.ready();
+        Measured {
+            version: ready.version.clone(),
+            device: ready.device.clone(),
+            foveate_ms,
+            peer_ms,
+            ratio: pairs.ratio,
+            gflops: both(cost.gflops(foveate_ms), cost.gflops(peer_ms)),
+            gbps: both(cost.gbps(foveate_ms), cost.gbps(peer_ms)),
+            err: both(self.own_err, err),
+            foveate_note: self.own.ready().note.clone(),
+            err_limit: self.task.err_limit(),
+            right: err <= self.task.err_limit(),
+            foveate_right: self.own_is_right(),
+            copy_gbps: ready.copy_gbps,
+            other_cores: pairs.other_cores,
+            waiting_cores: pairs.waiting_cores,
+            note: ready.note.clone(),
+        }
+    }
+}
+
+/// The row of a workload that foveate itself could not run.
+pub fn own_failed(workload: &Workload, trouble: &Trouble) -> Row {
+    Row::of_own(
+        workload,
+        Outcome::Failed {
+            failed: trouble.to_string(),
+            missing: false,
+        },
+    )
+}

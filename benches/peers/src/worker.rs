@@ -1,0 +1,203 @@
+//! A worker process, with a limit on the time of every answer.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::protocol::{Answer, Job, RUN, Ready};
+
+/// Why a worker gave no number: the words of its row.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Trouble {
+    /// The peer is not set up.
+    #[error("{0}")]
+    Missing(String),
+    /// The worker said that it cannot do it.
+    #[error("{0}")]
+    Failed(String),
+    /// It did not answer, and was ended.
+    #[error("no answer within {} s ({when}); ended", .limit.as_secs_f64())]
+    Silent {
+        /// What it was asked for.
+        when: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// It ended by itself.
+    #[error("ended without an answer: {0}")]
+    Died(String),
+    /// The trouble was the same, however often the worker was started.
+    #[error("{last} (started {tries} times)")]
+    Again {
+        /// How often.
+        tries: u32,
+        /// The trouble of the last time.
+        last: Box<Trouble>,
+    },
+}
+
+impl Trouble {
+    /// Whether another start may help.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Silent { .. } | Self::Died(_))
+    }
+}
+
+/// Lines kept of what a worker says on standard error.
+const LAST_WORDS: usize = 40;
+
+/// A worker that is ready to run its job. Dropped, its process is ended.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    requests: ChildStdin,
+    answers: Receiver<String>,
+    last_words: Arc<Mutex<Vec<String>>>,
+    ready: Ready,
+}
+
+impl Worker {
+    /// Starts a worker on a job, and waits until it is ready.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub fn start(command: &mut Command, job: &Job, limit: Duration) -> Result<Self, Trouble> {
+        let died = |error: &dyn std::fmt::Display| Trouble::Died(error.to_string());
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| Trouble::Missing(format!("cannot be started: {error}")))?;
+        let (Some(requests), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(died(&"it has no pipes"));
+        };
+        let (sender, answers) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let last_words = Arc::<Mutex<Vec<String>>>::default();
+        let kept = last_words.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                if lines.len() == LAST_WORDS {
+                    lines.remove(0);
+                }
+                lines.push(line);
+            }
+        });
+        let mut worker = Self {
+            child,
+            requests,
+            answers,
+            last_words,
+            ready: Ready {
+                ready: false,
+                version: String::new(),
+                device: String::new(),
+                note: String::new(),
+                copy_gbps: None,
+            },
+        };
+        let line = serde_json::to_string(job).map_err(|error| died(&error))?;
+        match worker.ask(&line, "to get ready", limit)? {
+            Answer::Ready(ready) => worker.ready = ready,
+            other => return Err(Trouble::Failed(format!("got ready with {other:?}"))),
+        }
+        Ok(worker)
+    }
+
+    /// What it says of itself.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// One run, in ms.
+    ///
+    /// # Errors
+    /// [`Trouble`].
+    pub fn run(&mut self, limit: Duration) -> Result<f64, Trouble> {
+        match self.ask(RUN, "to run", limit)? {
+            Answer::Run { ms } if ms > 0.0 => Ok(ms),
+            other => Err(Trouble::Failed(format!("a run gave {other:?}"))),
+        }
+    }
+
+    fn ask(&mut self, line: &str, when: &'static str, limit: Duration) -> Result<Answer, Trouble> {
+        let sent = writeln!(self.requests, "{line}").and_then(|()| self.requests.flush());
+        if sent.is_err() {
+            return Err(self.died());
+        }
+        match self.answers.recv_timeout(limit) {
+            Ok(text) => match serde_json::from_str(&text) {
+                Ok(Answer::Failed { failed, missing }) => Err(if missing {
+                    Trouble::Missing(failed)
+                } else {
+                    Trouble::Failed(failed)
+                }),
+                Ok(answer) => Ok(answer),
+                Err(_) => Err(Trouble::Failed(format!("its answer is no JSON: {text}"))),
+            },
+            Err(RecvTimeoutError::Timeout) => Err(Trouble::Silent { when, limit }),
+            Err(RecvTimeoutError::Disconnected) => Err(self.died()),
+        }
+    }
+
+    /// How the process ended, with what it said last.
+    fn died(&mut self) -> Trouble {
+        // It may have closed its pipes and go on.
+        let _ = self.child.kill();
+        let status = self
+            .child
+            .wait()
+            .map_or_else(|error| error.to_string(), |status| status.to_string());
+        let lines = self
+            .last_words
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // A panic says more than what follows it.
+        let panic = lines.iter().position(|line| line.contains("panicked"));
+        let said: Vec<&str> = match panic {
+            Some(place) => lines
+                .iter()
+                .skip(place)
+                .take(2)
+                .map(String::as_str)
+                .collect(),
+            None => lines.iter().rev().take(1).map(String::as_str).collect(),
+        };
+        let said: String = said.join(" ").chars().take(300).collect();
+        Trouble::Died(if said.is_empty() {
+            status
+        } else {
+            format!("{status}; {said}")
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Both fail on a process that has ended, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
