@@ -66,7 +66,6 @@ header_folder() {
 layer() {
     [ "$(uname -s)" = Linux ] || return 0
     library=$to/layer/libVkLayer_foveate_peers.so
-    [ "$library" -nt "$here/layer/foveate_peers.c" ] && return
     mkdir -p "$to/layer"
     headers=$(header_folder) || {
         lacks "$1" "no Vulkan headers; install them (Debian: libvulkan-dev) for the layer that lets Dawn run on older lavapipe"

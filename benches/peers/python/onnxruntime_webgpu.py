@@ -171,7 +171,12 @@ def session(nodes, inputs, outputs, opset, initializers=(), plain=False):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+    try:
+        made = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
+    except Exception as error:
+        if "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise Unable("the WebGPU provider has no kernel for this operator") from error
+        raise
     if made.get_providers()[0] != PROVIDERS[0]:
         raise Unable("the WebGPU provider found no device, and onnxruntime fell back to the CPU")
     return made

@@ -1,13 +1,13 @@
 //! A peer beside foveate on a task: one row, whatever happens.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use foveate::bench::Workload;
 
 use crate::{
-    pairs::{self, Pairs, Side},
+    pairs::{Effort, Pairs, Side, measure},
     peer::Peer,
-    report::{Both, Measured, Outcome, Row, dtype},
+    report::{Both, Cause, Measured, Outcome, Row, dtype},
     task::Task,
     worker::{Trouble, Worker},
 };
@@ -16,15 +16,6 @@ use crate::{
 pub const OWN: &str = "foveate";
 /// How long foveate may take to get ready: drivers compile meanwhile.
 const OWN_LIMIT: Duration = Duration::from_secs(120);
-
-/// How much to measure.
-#[derive(Debug, Clone, Copy)]
-pub struct Effort {
-    /// Pairs of runs wanted.
-    pub pairs: usize,
-    /// After this time no more pairs than [`pairs::LEAST_PAIRS`].
-    pub budget: Duration,
-}
 
 /// foveate on a task, ready to be compared.
 #[derive(Debug)]
@@ -58,15 +49,12 @@ impl<'a> Comparison<'a> {
 
     /// Compares one variant of a peer, whose command may be the reason why there is none.
     pub fn row(&mut self, peer: &Peer, variant: &str, command: Result<Command, String>) -> Row {
+        let dtype = dtype(&self.task.workload);
         let outcome = match command {
-            _ if !peer.dtypes.contains(&dtype(&self.task.workload)) => Outcome::Failed {
-                failed: format!("its worker has no {}", dtype(&self.task.workload)),
-                missing: false,
-            },
-            Err(failed) => Outcome::Failed {
-                failed,
-                missing: true,
-            },
+            _ if !peer.dtypes.contains(&dtype) => {
+                Outcome::failed(Cause::Peer, format!("its worker has no {dtype}"))
+            }
+            Err(reason) => Outcome::failed(Cause::Missing, reason),
             Ok(command) => self.try_often(peer, variant, command),
         };
         Row::new(&self.task.workload, peer, variant, outcome)
@@ -74,38 +62,34 @@ impl<'a> Comparison<'a> {
 
     fn try_often(&mut self, peer: &Peer, variant: &str, mut command: Command) -> Outcome {
         let mut tries = 1;
-        let side = loop {
-            match self.once(peer, variant, &mut command) {
+        loop {
+            let started = match tries {
+                1 => String::new(),
+                _ => format!("started {tries} times"),
+            };
+            let trouble = match self.once(peer, variant, &mut command) {
                 Ok(mut measured) => {
-                    if tries > 1 {
-                        measured.note(&format!("started {tries} times"));
-                    }
+                    measured.remark(&started);
                     return Outcome::Measured(Box::new(measured));
                 }
-                Err(Side::Peer(trouble)) if trouble.may_pass() && tries < peer.tries => tries += 1,
-                Err(side) => break side,
-            }
-        };
-        match side {
-            Side::Own(trouble) => Outcome::Failed {
-                failed: format!("{OWN}, beside it: {trouble}"),
-                missing: false,
-            },
-            Side::Peer(trouble) => {
-                let missing = matches!(trouble, Trouble::Missing(_));
-                let trouble = if tries > 1 {
-                    Trouble::Again {
-                        tries,
-                        last: Box::new(trouble),
-                    }
-                } else {
-                    trouble
-                };
-                Outcome::Failed {
-                    failed: trouble.to_string(),
-                    missing,
+                Err(Side::Own(trouble)) => {
+                    return Outcome::failed(Cause::Foveate, format!("{OWN}: {trouble}"));
                 }
+                Err(Side::Peer(trouble)) => trouble,
+            };
+            if trouble.may_pass() && tries < peer.tries {
+                tries += 1;
+                continue;
             }
+            let cause = match trouble {
+                Trouble::Missing(_) => Cause::Missing,
+                _ => Cause::Peer,
+            };
+            let words = match started.as_str() {
+                "" => trouble.to_string(),
+                started => format!("{trouble} ({started})"),
+            };
+            return Outcome::failed(cause, words);
         }
     }
 
@@ -116,14 +100,11 @@ impl<'a> Comparison<'a> {
         command: &mut Command,
     ) -> Result<Measured, Side> {
         let job = self.task.job(&peer.name, variant);
+        // A result of an earlier try must not count for this one. Mostly there is none.
+        let _ = fs::remove_file(&job.output);
         let mut worker = Worker::start(command, &job, peer.ready_limit()).map_err(Side::Peer)?;
-        let plan = pairs::Plan {
-            pairs: self.effort.pairs,
-            budget: self.effort.budget,
-            run_limit: peer.run_limit(),
-        };
         let err = self.task.error(&job);
-        let pairs = pairs::measure(&mut self.own, &mut worker, &plan)?;
+        let pairs = measure(&mut self.own, &mut worker, self.effort, peer.run_limit())?;
         Ok(self.measured(&worker, &pairs, err))
     }
 
@@ -157,9 +138,6 @@ impl<'a> Comparison<'a> {
 pub fn own_failed(workload: &Workload, trouble: &Trouble) -> Row {
     Row::of_own(
         workload,
-        Outcome::Failed {
-            failed: trouble.to_string(),
-            missing: false,
-        },
+        Outcome::failed(Cause::Foveate, trouble.to_string()),
     )
 }

@@ -11,9 +11,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use foveate::{DType, adapters, bench::Workload, choose, wgpu};
 use foveate_peers::{
     Error, Result,
-    compare::{Comparison, Effort, own_failed},
+    compare::{Comparison, own_failed},
     own,
-    pairs::LEAST_PAIRS,
+    pairs::{Effort, LEAST_PAIRS},
     peer::{PEERS, Peer, Place},
     report::{Best, Row, table, versions},
     task::{Task, foveate_version},
@@ -141,11 +141,14 @@ fn compare(program: &Program) -> Result<bool> {
     let mut well = true;
     for workload in &workloads {
         let rows = rows(program, workload, &peers, &place)?;
-        well &= rows.iter().all(|row| {
-            row.measured()
-                .map_or(row.compared_as.is_some(), |m| m.foveate_right)
-        });
-        report(program, &rows)?;
+        well &= rows.iter().all(Row::foveate_is_well);
+        if let Some(best) = Best::of(&rows) {
+            if program.json {
+                print_json(&best)?;
+            } else {
+                print(&format!("{}\n{}\n", table(&rows), best.words()))?;
+            }
+        }
         all.extend(rows);
     }
     if !program.json {
@@ -154,7 +157,7 @@ fn compare(program: &Program) -> Result<bool> {
     Ok(well)
 }
 
-/// The rows of one workload.
+/// The rows of one workload; as JSON they are printed as soon as they are there.
 fn rows(program: &Program, workload: &Workload, peers: &[Peer], place: &Place) -> Result<Vec<Row>> {
     let task = Task::new(workload)?;
     let effort = Effort {
@@ -163,35 +166,27 @@ fn rows(program: &Program, workload: &Workload, peers: &[Peer], place: &Place) -
     };
     let mut own = own_command(program.adapter.as_deref())?;
     let mut rows = Vec::new();
-    let mut comparison = match Comparison::start(&task, &mut own, effort) {
-        Ok(comparison) => comparison,
-        Err(trouble) => return Ok(vec![own_failed(workload, &trouble)]),
+    let mut take = |row: Row| {
+        let shown = if program.json {
+            print_json(&row)
+        } else {
+            Ok(())
+        };
+        rows.push(row);
+        shown
     };
-    for peer in peers {
-        for variant in peer.variants(workload) {
-            note(&format!("{}: {} {variant}", workload.name(), peer.name));
-            rows.push(comparison.row(peer, variant, peer.command(place)));
+    match Comparison::start(&task, &mut own, effort) {
+        Err(trouble) => take(own_failed(workload, &trouble))?,
+        Ok(mut comparison) => {
+            for peer in peers {
+                for variant in peer.variants(workload) {
+                    note(&format!("{}: {} {variant}", workload.name(), peer.name));
+                    take(comparison.row(peer, variant, peer.command(place)))?;
+                }
+            }
         }
     }
     Ok(rows)
-}
-
-fn report(program: &Program, rows: &[Row]) -> Result<()> {
-    let best = Best::of(rows);
-    if program.json {
-        for row in rows {
-            print_json(row)?;
-        }
-        return best.iter().try_for_each(print_json);
-    }
-    print(&table(rows))?;
-    print(&match best {
-        Some(best) => format!(
-            "best portable peer with a right result: {} {}, {:.2} times foveate's time (p10-p90 {:.2}-{:.2})\n",
-            best.peer, best.variant, best.ratio.median, best.ratio.p10, best.ratio.p90
-        ),
-        None => "no portable peer gave a right result\n".into(),
-    })
 }
 
 /// This program, as foveate's worker.

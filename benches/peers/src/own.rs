@@ -79,11 +79,10 @@ fn prepare(job: &Job, adapter: Option<&str>) -> Result<(Gpu, Call, Ready)> {
     let tensors = Tensors::upload(&gpu, &op, &inputs)?;
     let plan = gpu.engine().plan(&op)?;
     let call = tensors.bind(&plan)?;
-    gpu.run(&call)?;
-    task::write(&job.output, &gpu.download(tensors.output())?)?;
     for _ in 0..WARM_UPS {
         gpu.run(&call)?;
     }
+    task::write(&job.output, &gpu.download(tensors.output())?)?;
     let ready = Ready {
         ready: true,
         version: task::foveate_version(),

@@ -13,15 +13,13 @@ use crate::{
     worker::{Trouble, Worker},
 };
 
-/// How many pairs, and within what time.
+/// How much to measure.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct Effort {
     /// Pairs wanted.
     pub pairs: usize,
     /// When runs are slow: no more pairs after this time, but never fewer than [`LEAST_PAIRS`].
     pub budget: Duration,
-    /// How long one run may take.
-    pub run_limit: Duration,
 }
 
 /// Fewer say nothing about spread.
@@ -48,21 +46,26 @@ pub struct Pairs {
 ///
 /// # Errors
 /// Which of the two got into trouble, and what it was.
-pub fn measure(own: &mut Worker, peer: &mut Worker, plan: &Plan) -> Result<Pairs, Side> {
+pub fn measure(
+    own: &mut Worker,
+    peer: &mut Worker,
+    effort: Effort,
+    run_limit: Duration,
+) -> Result<Pairs, Side> {
     let processes = [own.process(), peer.process()];
     // One pair that does not count: a worker that waited long is not warm.
-    one(own, peer.process(), plan.run_limit).map_err(Side::Own)?;
-    one(peer, processes[0], plan.run_limit).map_err(Side::Peer)?;
+    one(own, peer.process(), run_limit).map_err(Side::Own)?;
+    one(peer, processes[0], run_limit).map_err(Side::Peer)?;
 
     let meter = Meter::start(&processes);
     let start = Instant::now();
     let mut measured = Vec::new();
     let mut waiting = Some(0.0);
-    while measured.len() < plan.pairs
-        && (measured.len() < LEAST_PAIRS || start.elapsed() < plan.budget)
+    while measured.len() < effort.pairs
+        && (measured.len() < LEAST_PAIRS || start.elapsed() < effort.budget)
     {
-        let (own_ms, peer_spun) = one(own, processes[1], plan.run_limit).map_err(Side::Own)?;
-        let (peer_ms, own_spun) = one(peer, processes[0], plan.run_limit).map_err(Side::Peer)?;
+        let (own_ms, peer_spun) = one(own, processes[1], run_limit).map_err(Side::Own)?;
+        let (peer_ms, own_spun) = one(peer, processes[0], run_limit).map_err(Side::Peer)?;
         measured.push((own_ms, peer_ms));
         waiting = add(add(waiting, peer_spun), own_spun);
     }

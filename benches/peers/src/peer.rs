@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fmt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -24,6 +25,15 @@ pub enum Kind {
     Portable,
     /// Runs elsewhere, or on one vendor's devices.
     Yardstick,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Yardstick => "yardstick",
+        })
+    }
 }
 
 /// One peer; `peers.toml` says what the fields mean.

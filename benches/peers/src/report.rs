@@ -1,6 +1,6 @@
 //! Rows, the table, and the best peer.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
 use foveate::{
     DType,
     bench::{Spread, Workload},
@@ -40,9 +40,31 @@ pub enum Outcome {
     Failed {
         /// Why.
         failed: String,
-        /// Whether the peer is just not set up.
-        missing: bool,
+        /// Who it is up to.
+        cause: Cause,
     },
+}
+
+/// Who a failure is up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The peer is not set up.
+    Missing,
+    /// The peer cannot do it, or broke.
+    Peer,
+    /// foveate's side broke.
+    Foveate,
+}
+
+impl Outcome {
+    /// A failure.
+    pub fn failed(cause: Cause, failed: impl Into<String>) -> Self {
+        Self::Failed {
+            failed: failed.into(),
+            cause,
+        }
+    }
 }
 
 /// Both sides, measured in turn.
@@ -93,8 +115,8 @@ pub struct Both {
 
 impl Measured {
     /// Adds to the note.
-    pub fn note(&mut self, text: &str) {
-        if !self.note.is_empty() {
+    pub fn remark(&mut self, text: &str) {
+        if !self.note.is_empty() && !text.is_empty() {
             self.note.push_str("; ");
         }
         self.note.push_str(text);
@@ -126,6 +148,14 @@ impl Row {
         }
     }
 
+    /// Whether foveate ran, and was right.
+    pub fn foveate_is_well(&self) -> bool {
+        match &self.outcome {
+            Outcome::Measured(measured) => measured.foveate_right,
+            Outcome::Failed { cause, .. } => *cause != Cause::Foveate,
+        }
+    }
+
     /// The numbers, where there are any.
     pub fn measured(&self) -> Option<&Measured> {
         match &self.outcome {
@@ -149,39 +179,84 @@ pub struct Best {
     kind: &'static str,
     workload: String,
     dtype: DType,
+    /// The peer; `None` when no portable one was right.
+    pub best: Option<Ranked>,
+    /// Portable peers that were faster, or ran at all where there is no best, and wrong.
+    pub faster_but_wrong: Vec<Ranked>,
+}
+
+/// A peer and how it did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ranked {
     /// The peer's name.
     pub peer: String,
     /// Which of its ways.
     pub variant: String,
     /// Its time over foveate's, pair by pair.
     pub ratio: Spread,
+    /// Its error.
+    pub err: f64,
 }
 
 impl Best {
-    /// The best among the rows of one workload; `None` when no portable peer is right.
+    /// The best among the rows of one workload; `None` of no rows.
     pub fn of(rows: &[Row]) -> Option<Self> {
-        let (row, measured) = rows
+        let first = rows.first()?;
+        let mut ranked: Vec<(&Row, &Measured)> = rows
             .iter()
             .filter(|row| row.compared_as == Some(Kind::Portable))
             .filter_map(|row| Some((row, row.measured()?)))
-            .filter(|(_, measured)| measured.right)
-            .min_by(|(_, a), (_, b)| a.ratio.median.total_cmp(&b.ratio.median))?;
+            .collect();
+        ranked.sort_by(|(_, a), (_, b)| a.ratio.median.total_cmp(&b.ratio.median));
+        let mut places = ranked.into_iter().map(|(row, measured)| {
+            let ranked = Ranked {
+                peer: row.peer.clone(),
+                variant: row.variant.clone(),
+                ratio: measured.ratio,
+                err: measured.err.peer,
+            };
+            (ranked, measured.right)
+        });
+        let mut faster_but_wrong = Vec::new();
+        let best = places.find_map(|(place, right)| {
+            if right {
+                return Some(place);
+            }
+            faster_but_wrong.push(place);
+            None
+        });
         Some(Self {
             kind: "best",
-            workload: row.workload.clone(),
-            dtype: row.dtype,
-            peer: row.peer.clone(),
-            variant: row.variant.clone(),
-            ratio: measured.ratio,
+            workload: first.workload.clone(),
+            dtype: first.dtype,
+            best,
+            faster_but_wrong,
         })
+    }
+
+    /// The same in words.
+    pub fn words(&self) -> String {
+        let mut lines = vec![match &self.best {
+            Some(best) => format!(
+                "best portable peer with a right result: {} {}, {:.2} times foveate's time (p10-p90 {:.2}-{:.2})",
+                best.peer, best.variant, best.ratio.median, best.ratio.p10, best.ratio.p90
+            ),
+            None => "no portable peer gave a right result".into(),
+        }];
+        for place in &self.faster_but_wrong {
+            lines.push(format!(
+                "not counted: {} {}, {:.2} times foveate's time, with an error of {:.1e}",
+                place.peer, place.variant, place.ratio.median, place.err
+            ));
+        }
+        lines.join("\n")
     }
 }
 
 /// The rows of one workload, for people.
 pub fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header([
         "peer",
         "as",
@@ -195,51 +270,49 @@ pub fn table(rows: &[Row]) -> String {
         "others",
         "",
     ]);
+    let mut failures = Vec::new();
     for row in rows {
         let name = format!("{} {}", row.peer, row.variant);
-        let compared_as = match row.compared_as {
-            Some(Kind::Portable) => "portable",
-            Some(Kind::Yardstick) => "yardstick",
-            None => "",
-        };
         match &row.outcome {
-            Outcome::Measured(m) => table.add_row([
-                name,
-                compared_as.into(),
-                format!("{:.2}", m.peer_ms),
-                format!("{:.2}", m.foveate_ms),
-                format!("{:.2}", m.ratio.median),
-                format!("{:.2}-{:.2}", m.ratio.p10, m.ratio.p90),
-                format!("{:.1}", m.gflops.peer),
-                format!("{:.2}", m.gbps.peer),
-                format!("{:.1e}", m.err.peer),
-                m.other_cores
-                    .map_or_else(String::new, |cores| format!("{cores:.2}")),
-                if m.right { "" } else { "WRONG" }.into(),
-            ]),
-            Outcome::Failed { failed, .. } => {
-                let mut cells = vec![name, compared_as.into()];
-                cells.resize(10, String::new());
-                cells.push(failed.clone());
-                table.add_row(cells)
+            Outcome::Measured(m) => {
+                table.add_row([
+                    name,
+                    row.compared_as
+                        .map_or_else(String::new, |kind| kind.to_string()),
+                    format!("{:.2}", m.peer_ms),
+                    format!("{:.2}", m.foveate_ms),
+                    format!("{:.2}", m.ratio.median),
+                    format!("{:.2}-{:.2}", m.ratio.p10, m.ratio.p90),
+                    format!("{:.1}", m.gflops.peer),
+                    format!("{:.2}", m.gbps.peer),
+                    format!("{:.1e}", m.err.peer),
+                    m.other_cores
+                        .map_or_else(String::new, |cores| format!("{cores:.2}")),
+                    if m.right { "" } else { "WRONG" }.into(),
+                ]);
             }
-        };
+            Outcome::Failed { failed, .. } => failures.push(format!("{name}: {failed}")),
+        }
     }
-    let title = rows.first().map_or_else(String::new, |row| {
+    let mut text = rows.first().map_or_else(String::new, |row| {
         format!("{}: {}", row.workload, row.shape)
     });
-    let own = rows.iter().find_map(Row::measured).map(|measured| {
+    if let Some(measured) = rows.iter().find_map(Row::measured) {
         let wrong = if measured.foveate_right {
             ""
         } else {
             ": WRONG"
         };
-        format!(
-            "; foveate: {}, error {:.1e}, at most {:.1e} is right{wrong}",
+        text += &format!(
+            "; foveate: {}, error {:.1e}, at most {:.1e} is right{wrong}\n{table}",
             measured.foveate_note, measured.err.foveate, measured.err_limit
-        )
-    });
-    format!("{title}{}\n{table}", own.unwrap_or_default())
+        );
+    }
+    for failure in failures {
+        text += "\n";
+        text += &failure;
+    }
+    text
 }
 
 /// The versions and devices of the peers that ran, one a line.

@@ -33,14 +33,6 @@ pub enum Trouble {
     /// It ended by itself.
     #[error("ended without an answer: {0}")]
     Died(String),
-    /// The trouble was the same, however often the worker was started.
-    #[error("{last} (started {tries} times)")]
-    Again {
-        /// How often.
-        tries: u32,
-        /// The trouble of the last time.
-        last: Box<Trouble>,
-    },
 }
 
 impl Trouble {

@@ -4,10 +4,10 @@ use std::{process::Command, time::Duration};
 
 use foveate::bench::Workload;
 use foveate_peers::{
-    compare::{Comparison, Effort},
-    pairs::summary,
+    compare::Comparison,
+    pairs::{Effort, summary},
     peer::{Kind, PEERS, Peer, Place},
-    report::{Best, Outcome, Row, table},
+    report::{Best, Cause, Outcome, Row, table},
     task::Task,
     worker::{Trouble, Worker},
 };
@@ -30,14 +30,15 @@ fn peer(tries: u32) -> Peer {
     Peer::parse(&text).unwrap().remove(0)
 }
 
+const EFFORT: Effort = Effort {
+    pairs: 5,
+    budget: Duration::from_secs(1),
+};
+
 /// The row of a fake worker with a fault, beside a fake worker without one.
 fn row_after(fault: &str, tries: u32) -> Row {
     let task = task();
-    let effort = Effort {
-        pairs: 5,
-        budget: Duration::from_secs(1),
-    };
-    let mut comparison = Comparison::start(&task, &mut fake(), effort).unwrap();
+    let mut comparison = Comparison::start(&task, &mut fake(), EFFORT).unwrap();
     assert!(comparison.own_is_right());
     comparison.row(&peer(tries), fault, Ok(fake()))
 }
@@ -73,8 +74,11 @@ fn a_wrong_result_is_marked_and_never_the_best() {
     assert!(!measured.right);
     assert_eq!(measured.peer_ms, 1.0);
     let rows = [wrong.clone(), slow];
-    assert_eq!(Best::of(&rows).unwrap().variant, "slow");
-    assert_eq!(Best::of(&[wrong]), None);
+    let best = Best::of(&rows).unwrap();
+    assert_eq!(best.best.as_ref().unwrap().variant, "slow");
+    assert_eq!(best.faster_but_wrong[0].variant, "wrong");
+    assert!(best.words().contains("not counted: fake wrong, 0.50 times"));
+    assert_eq!(Best::of(&[wrong]).unwrap().best, None);
     let text = table(&rows);
     let line = text.lines().find(|line| line.contains("fake wrong"));
     assert!(line.unwrap().contains("WRONG"), "{text}");
@@ -83,9 +87,10 @@ fn a_wrong_result_is_marked_and_never_the_best() {
 #[test]
 fn a_yardstick_is_never_the_best() {
     let mut fast = row_after("fast", 1);
-    assert!(Best::of(std::slice::from_ref(&fast)).is_some());
+    let best = |row: &Row| Best::of(std::slice::from_ref(row)).unwrap().best;
+    assert_eq!(best(&fast).unwrap().variant, "fast");
     fast.compared_as = Some(Kind::Yardstick);
-    assert_eq!(Best::of(&[fast]), None);
+    assert_eq!(best(&fast), None);
 }
 
 #[test]
@@ -128,11 +133,42 @@ fn a_worker_that_never_gets_ready_is_ended() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_worker_that_is_dropped_is_gone() {
+    let task = task();
+    let job = task.job("fake", "slow");
+    let worker = Worker::start(&mut fake(), &job, Duration::from_secs(8)).unwrap();
+    let process = std::path::PathBuf::from(format!("/proc/{}", worker.process()));
+    assert!(process.exists());
+    drop(worker);
+    assert!(!process.exists());
+}
+
+#[test]
 fn a_worker_that_dies_leaves_its_last_words() {
     let row = row_after("dies", 3);
     let failed = failure(&row);
     assert!(failed.contains("the device is gone"), "{failed}");
     assert!(failed.ends_with("(started 3 times)"), "{failed}");
+}
+
+#[test]
+fn trouble_of_foveate_is_not_laid_on_the_peer() {
+    let task = task();
+    for fault in ["dies-later", "hangs-later"] {
+        let mut own = fake();
+        let own = own.env("FAULT", fault);
+        let mut comparison = Comparison::start(&task, own, EFFORT).unwrap();
+        let row = comparison.row(&peer(3), "slow", Ok(fake()));
+        assert!(failure(&row).starts_with("foveate: "), "{row:?}");
+        assert!(!row.foveate_is_well());
+    }
+    let mut own = fake();
+    let own = own.env("FAULT", "wrong");
+    let mut comparison = Comparison::start(&task, own, EFFORT).unwrap();
+    let row = comparison.row(&peer(1), "slow", Ok(fake()));
+    assert!(row.measured().unwrap().right && !row.foveate_is_well());
+    assert!(table(&[row]).contains("at most 2.0e-5 is right: WRONG"));
 }
 
 #[test]
@@ -143,7 +179,13 @@ fn a_second_start_can_help() {
 
 #[test]
 fn a_refusal_is_not_tried_again() {
-    assert_eq!(failure(&row_after("refuses", 3)), "no such operator");
+    let row = row_after("refuses", 3);
+    assert_eq!(failure(&row), "no such operator");
+    assert!(row.foveate_is_well());
+    let Outcome::Failed { cause, .. } = row.outcome else {
+        unreachable!()
+    };
+    assert_eq!(cause, Cause::Peer);
 }
 
 #[test]
@@ -161,16 +203,12 @@ fn a_peer_that_is_not_set_up_is_a_row() {
         drivers: None,
     };
     let task = task();
-    let effort = Effort {
-        pairs: 5,
-        budget: Duration::from_secs(1),
-    };
-    let mut comparison = Comparison::start(&task, &mut fake(), effort).unwrap();
+    let mut comparison = Comparison::start(&task, &mut fake(), EFFORT).unwrap();
     for peer in Peer::parse(PEERS).unwrap() {
         let row = comparison.row(&peer, "any", peer.command(&place));
         let expected = format!("not set up; run benches/peers/setup.sh {}", peer.setup);
         assert_eq!(failure(&row), expected);
-        assert_eq!(serde_json::to_value(&row).unwrap()["missing"], true);
+        assert_eq!(serde_json::to_value(&row).unwrap()["cause"], "missing");
     }
 }
 
@@ -179,11 +217,7 @@ fn storage_that_a_worker_does_not_have_is_a_row() {
     let mut peer = peer(1);
     peer.dtypes.clear();
     let task = task();
-    let effort = Effort {
-        pairs: 5,
-        budget: Duration::from_secs(1),
-    };
-    let mut comparison = Comparison::start(&task, &mut fake(), effort).unwrap();
+    let mut comparison = Comparison::start(&task, &mut fake(), EFFORT).unwrap();
     let row = comparison.row(&peer, "slow", Ok(fake()));
     assert_eq!(failure(&row), "its worker has no f32");
 }

@@ -1,4 +1,4 @@
-//! A worker with faults: its variant says which. Softmax only, computed by foveate's reference.
+//! A worker with faults: its variant says which, or the environment variable FAULT. Softmax only, computed by foveate's reference.
 
 use std::{
     io::{self, BufRead, Write},
@@ -24,7 +24,8 @@ fn answer(answer: &Answer) {
 fn main() {
     let mut lines = io::stdin().lock().lines();
     let job: Job = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-    let fault = job.variant.as_str();
+    let fault = std::env::var("FAULT").unwrap_or_else(|_| job.variant.clone());
+    let fault = fault.as_str();
     let hang = || std::thread::sleep(Duration::from_secs(600));
 
     match fault {
@@ -83,8 +84,10 @@ fn main() {
     for line in lines {
         assert_eq!(line.unwrap(), RUN);
         runs += 1;
-        if fault == "hangs-later" && runs == 3 {
-            hang();
+        match (fault, runs) {
+            ("hangs-later", 3) => hang(),
+            ("dies-later", 3) => panic!("the device is gone"),
+            _ => {}
         }
         // Times that a test can count on: 2 ms, or twice that.
         let ms = match fault {
