@@ -163,10 +163,8 @@ def session(nodes, inputs, outputs, opset, initializers=(), plain=False):
     model.ir_version = 10
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Its CPU threads have nothing to do, and must not spin while the other side is timed.
+    # Its pool of CPU threads has nothing to do, and would take cores from a software device.
     options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     else:

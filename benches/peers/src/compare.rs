@@ -128,7 +128,6 @@ impl<'a> Comparison<'a> {
             foveate_right: self.own_is_right(),
             copy_gbps: ready.copy_gbps,
             other_cores: pairs.other_cores,
-            waiting_cores: pairs.waiting_cores,
             note: ready.note.clone(),
         }
     }

@@ -27,7 +27,7 @@ fn process_seconds(process: u32) -> Option<f64> {
 }
 
 /// CPU seconds of some processes.
-pub fn seconds_of(processes: &[u32]) -> Option<f64> {
+fn seconds_of(processes: &[u32]) -> Option<f64> {
     processes
         .iter()
         .map(|&process| process_seconds(process))

@@ -9,7 +9,7 @@ use std::{
 use foveate::bench::Spread;
 
 use crate::{
-    load::{Meter, seconds_of},
+    load::Meter,
     worker::{Trouble, Worker},
 };
 
@@ -24,7 +24,7 @@ pub struct Effort {
 
 /// Fewer say nothing about spread.
 pub const LEAST_PAIRS: usize = 5;
-/// Between two runs: threads that spin after their work have gone to sleep by then.
+/// Between two runs, for what a worker does when it wakes up.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What the pairs gave.
@@ -38,8 +38,6 @@ pub struct Pairs {
     pub ratio: Spread,
     /// Cores that other processes kept busy, where that is known.
     pub other_cores: Option<f64>,
-    /// Cores that the side which waited kept busy, where that is known.
-    pub waiting_cores: Option<f64>,
 }
 
 /// Runs two workers in turn.
@@ -52,31 +50,26 @@ pub fn measure(
     effort: Effort,
     run_limit: Duration,
 ) -> Result<Pairs, Side> {
-    let processes = [own.process(), peer.process()];
     // One pair that does not count: a worker that waited long is not warm.
-    one(own, peer.process(), run_limit).map_err(Side::Own)?;
-    one(peer, processes[0], run_limit).map_err(Side::Peer)?;
+    one(own, peer, run_limit).map_err(Side::Own)?;
+    one(peer, own, run_limit).map_err(Side::Peer)?;
 
-    let meter = Meter::start(&processes);
+    let meter = Meter::start(&[own.process(), peer.process()]);
     let start = Instant::now();
     let mut measured = Vec::new();
-    let mut waiting = Some(0.0);
     while measured.len() < effort.pairs
         && (measured.len() < LEAST_PAIRS || start.elapsed() < effort.budget)
     {
-        let (own_ms, peer_spun) = one(own, processes[1], run_limit).map_err(Side::Own)?;
-        let (peer_ms, own_spun) = one(peer, processes[0], run_limit).map_err(Side::Peer)?;
+        let own_ms = one(own, peer, run_limit).map_err(Side::Own)?;
+        let peer_ms = one(peer, own, run_limit).map_err(Side::Peer)?;
         measured.push((own_ms, peer_ms));
-        waiting = add(add(waiting, peer_spun), own_spun);
     }
-    let busy: f64 = measured.iter().map(|(own, peer)| (own + peer) / 1e3).sum();
     summary(&measured)
         .map(|(own, peer, ratio)| Pairs {
             own,
             peer,
             ratio,
             other_cores: meter.other_cores(),
-            waiting_cores: waiting.map(|seconds| seconds / busy),
         })
         .ok_or_else(|| Side::Peer(Trouble::Failed("no pair was asked for".into())))
 }
@@ -90,17 +83,12 @@ pub enum Side {
     Peer(Trouble),
 }
 
-/// One run after a pause: its ms, and the CPU seconds of the process that waited meanwhile.
-fn one(worker: &mut Worker, waits: u32, limit: Duration) -> Result<(f64, Option<f64>), Trouble> {
+/// One run, in ms, while the other worker is stopped.
+fn one(runs: &mut Worker, waits: &Worker, limit: Duration) -> Result<f64, Trouble> {
+    waits.pause();
+    runs.resume();
     thread::sleep(PAUSE);
-    let before = seconds_of(&[waits]);
-    let ms = worker.run(limit)?;
-    let spun = add(seconds_of(&[waits]), before.map(|seconds| -seconds));
-    Ok((ms, spun))
-}
-
-fn add(a: Option<f64>, b: Option<f64>) -> Option<f64> {
-    Some(a? + b?)
+    runs.run(limit)
 }
 
 /// The spreads of foveate's times, the peer's, and of the ratio in each pair; `None` of no pairs.

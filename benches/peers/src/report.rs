@@ -98,11 +98,12 @@ pub struct Measured {
     pub copy_gbps: Option<f64>,
     /// Cores that other processes kept busy meanwhile.
     pub other_cores: Option<f64>,
-    /// Cores that the side which waited kept busy.
-    pub waiting_cores: Option<f64>,
     /// What a reader should know.
     pub note: String,
 }
+
+/// Cores kept busy by others past which a row is not to be trusted.
+const BUSY: f64 = 0.3;
 
 /// A number of each side.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -114,6 +115,17 @@ pub struct Both {
 }
 
 impl Measured {
+    /// What the table says of it in words.
+    fn marks(&self) -> String {
+        let busy = self.other_cores.is_some_and(|cores| cores > BUSY);
+        let marks = [(!self.right, "WRONG"), (busy, "others busy")];
+        let marks: Vec<&str> = marks
+            .into_iter()
+            .filter_map(|(holds, mark)| holds.then_some(mark))
+            .collect();
+        marks.join(", ")
+    }
+
     /// Adds to the note.
     pub fn remark(&mut self, text: &str) {
         if !self.note.is_empty() && !text.is_empty() {
@@ -288,7 +300,7 @@ pub fn table(rows: &[Row]) -> String {
                     format!("{:.1e}", m.err.peer),
                     m.other_cores
                         .map_or_else(String::new, |cores| format!("{cores:.2}")),
-                    if m.right { "" } else { "WRONG" }.into(),
+                    m.marks(),
                 ]);
             }
             Outcome::Failed { failed, .. } => failures.push(format!("{name}: {failed}")),

@@ -11,6 +11,9 @@ use std::{
     time::Duration,
 };
 
+#[cfg(unix)]
+use rustix::process::{Pid, Signal};
+
 use crate::protocol::{Answer, Job, RUN, Ready};
 
 /// Why a worker gave no number: the words of its row.
@@ -121,6 +124,25 @@ impl Worker {
     /// Its process.
     pub fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Stops the process until [`Worker::resume`], where the system has signals: libraries spin or
+    /// poll while they wait, which slows the side that is timed.
+    pub fn pause(&self) {
+        #[cfg(unix)]
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets the process go on.
+    pub fn resume(&self) {
+        #[cfg(unix)]
+        self.signal(Signal::CONT);
+    }
+
+    #[cfg(unix)]
+    fn signal(&self, signal: Signal) {
+        // It fails on a process that has ended, which the next run reports.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), signal);
     }
 
     /// One run, in ms.
