@@ -45,7 +45,7 @@ pub enum Answer {
 }
 
 /// What a worker says of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Ready {
     /// Always true: tells it from other lines.
     pub ready: bool,

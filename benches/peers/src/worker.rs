@@ -1,13 +1,13 @@
 //! A worker process, with a limit on the time of every answer.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -55,6 +55,8 @@ pub struct Worker {
     requests: ChildStdin,
     answers: Receiver<String>,
     last_words: Arc<Mutex<Vec<String>>>,
+    /// Ends when nobody has the worker's standard error open any more.
+    listener: JoinHandle<()>,
     ready: Ready,
 }
 
@@ -78,7 +80,7 @@ impl Worker {
         };
         let (sender, answers) = channel();
         thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            for line in lines(stdout) {
                 if sender.send(line).is_err() {
                     return;
                 }
@@ -86,8 +88,8 @@ impl Worker {
         });
         let last_words = Arc::<Mutex<Vec<String>>>::default();
         let kept = last_words.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        let listener = thread::spawn(move || {
+            for line in lines(stderr) {
                 let mut lines = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 if lines.len() == LAST_WORDS {
                     lines.remove(0);
@@ -100,13 +102,8 @@ impl Worker {
             requests,
             answers,
             last_words,
-            ready: Ready {
-                ready: false,
-                version: String::new(),
-                device: String::new(),
-                note: String::new(),
-                copy_gbps: None,
-            },
+            listener,
+            ready: Ready::default(),
         };
         let line = serde_json::to_string(job).map_err(|error| died(&error))?;
         match worker.ask(&line, "to get ready", limit)? {
@@ -184,6 +181,13 @@ impl Worker {
             .child
             .wait()
             .map_or_else(|error| error.to_string(), |status| status.to_string());
+        // Not for long: a process that the worker started may live on.
+        for _ in 0..100 {
+            if self.listener.is_finished() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
         let lines = self
             .last_words
             .lock()
@@ -206,6 +210,14 @@ impl Worker {
             format!("{status}; {said}")
         })
     }
+}
+
+/// The lines of a stream, whatever bytes are in them.
+fn lines(stream: impl Read) -> impl Iterator<Item = String> {
+    BufReader::new(stream)
+        .split(b'\n')
+        .map_while(Result::ok)
+        .map(|line| String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
 impl Drop for Worker {
