@@ -21,6 +21,7 @@ const OWN_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Comparison<'a> {
     task: &'a Task,
+    command: Command,
     own: Worker,
     own_err: f64,
     effort: Effort,
@@ -31,13 +32,13 @@ impl<'a> Comparison<'a> {
     ///
     /// # Errors
     /// [`Trouble`] when it does not get ready.
-    pub fn start(task: &'a Task, own: &mut Command, effort: Effort) -> Result<Self, Trouble> {
-        let job = task.job(OWN, OWN);
-        let own = Worker::start(own, &job, OWN_LIMIT)?;
+    pub fn start(task: &'a Task, mut own: Command, effort: Effort) -> Result<Self, Trouble> {
+        let (worker, own_err) = ready(task, &mut own)?;
         Ok(Self {
             task,
-            own,
-            own_err: task.error(&job),
+            command: own,
+            own: worker,
+            own_err,
             effort,
         })
     }
@@ -73,6 +74,10 @@ impl<'a> Comparison<'a> {
                     return Outcome::Measured(Box::new(measured));
                 }
                 Err(Side::Own(trouble)) => {
+                    // For the next row. Without success that one says the same.
+                    if let Ok((worker, err)) = ready(self.task, &mut self.command) {
+                        (self.own, self.own_err) = (worker, err);
+                    }
                     return Outcome::failed(Cause::Foveate, format!("{OWN}: {trouble}"));
                 }
                 Err(Side::Peer(trouble)) => trouble,
@@ -131,6 +136,13 @@ impl<'a> Comparison<'a> {
             note: ready.note.clone(),
         }
     }
+}
+
+/// foveate's worker, ready, and the error of its result.
+fn ready(task: &Task, command: &mut Command) -> Result<(Worker, f64), Trouble> {
+    let job = task.job(OWN, OWN);
+    let worker = Worker::start(command, &job, OWN_LIMIT)?;
+    Ok((worker, task.error(&job)))
 }
 
 /// The row of a workload that foveate itself could not run.

@@ -164,7 +164,7 @@ fn rows(program: &Program, workload: &Workload, peers: &[Peer], place: &Place) -
         pairs: program.pairs as usize,
         budget: Duration::from_secs(program.budget_s),
     };
-    let mut own = own_command(program.adapter.as_deref())?;
+    let own = own_command(program.adapter.as_deref())?;
     let mut rows = Vec::new();
     let mut take = |row: Row| {
         let shown = if program.json {
@@ -175,7 +175,7 @@ fn rows(program: &Program, workload: &Workload, peers: &[Peer], place: &Place) -
         rows.push(row);
         shown
     };
-    match Comparison::start(&task, &mut own, effort) {
+    match Comparison::start(&task, own, effort) {
         Err(trouble) => take(own_failed(workload, &trouble))?,
         Ok(mut comparison) => {
             for peer in peers {

@@ -168,7 +168,11 @@ impl Worker {
                 Ok(answer) => Ok(answer),
                 Err(_) => Err(Trouble::Failed(format!("its answer is no JSON: {text}"))),
             },
-            Err(RecvTimeoutError::Timeout) => Err(Trouble::Silent { when, limit }),
+            Err(RecvTimeoutError::Timeout) => {
+                // A late answer must not be taken for the next one.
+                let _ = self.child.kill();
+                Err(Trouble::Silent { when, limit })
+            }
             Err(RecvTimeoutError::Disconnected) => Err(self.died()),
         }
     }

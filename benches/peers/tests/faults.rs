@@ -38,7 +38,7 @@ const EFFORT: Effort = Effort {
 /// The row of a fake worker with a fault, beside a fake worker without one.
 fn row_after(fault: &str, tries: u32) -> Row {
     let task = task();
-    let mut comparison = Comparison::start(&task, &mut fake(), EFFORT).unwrap();
+    let mut comparison = Comparison::start(&task, fake(), EFFORT).unwrap();
     assert!(comparison.own_is_right());
     comparison.row(&peer(tries), fault, Ok(fake()))
 }
@@ -157,18 +157,29 @@ fn trouble_of_foveate_is_not_laid_on_the_peer() {
     let task = task();
     for fault in ["dies-later", "hangs-later"] {
         let mut own = fake();
-        let own = own.env("FAULT", fault);
+        own.env("FAULT", fault);
         let mut comparison = Comparison::start(&task, own, EFFORT).unwrap();
         let row = comparison.row(&peer(3), "slow", Ok(fake()));
         assert!(failure(&row).starts_with("foveate: "), "{row:?}");
         assert!(!row.foveate_is_well());
     }
     let mut own = fake();
-    let own = own.env("FAULT", "wrong");
+    own.env("FAULT", "wrong");
     let mut comparison = Comparison::start(&task, own, EFFORT).unwrap();
     let row = comparison.row(&peer(1), "slow", Ok(fake()));
     assert!(row.measured().unwrap().right && !row.foveate_is_well());
     assert!(table(&[row]).contains("at most 2.0e-5 is right: WRONG"));
+}
+
+#[test]
+fn foveate_is_started_again_for_the_next_row() {
+    let task = task();
+    let mut own = fake();
+    own.env("FAULT", "stumbles-later");
+    let mut comparison = Comparison::start(&task, own, EFFORT).unwrap();
+    let rows = [(); 2].map(|()| comparison.row(&peer(1), "slow", Ok(fake())));
+    assert!(!rows[0].foveate_is_well());
+    assert_eq!(rows[1].measured().unwrap().ratio.median, 2.0);
 }
 
 #[test]
@@ -203,7 +214,7 @@ fn a_peer_that_is_not_set_up_is_a_row() {
         drivers: None,
     };
     let task = task();
-    let mut comparison = Comparison::start(&task, &mut fake(), EFFORT).unwrap();
+    let mut comparison = Comparison::start(&task, fake(), EFFORT).unwrap();
     for peer in Peer::parse(PEERS).unwrap() {
         let row = comparison.row(&peer, "any", peer.command(&place));
         let expected = format!("not set up; run benches/peers/setup.sh {}", peer.setup);
@@ -217,7 +228,7 @@ fn storage_that_a_worker_does_not_have_is_a_row() {
     let mut peer = peer(1);
     peer.dtypes.clear();
     let task = task();
-    let mut comparison = Comparison::start(&task, &mut fake(), EFFORT).unwrap();
+    let mut comparison = Comparison::start(&task, fake(), EFFORT).unwrap();
     let row = comparison.row(&peer, "slow", Ok(fake()));
     assert_eq!(failure(&row), "its worker has no f32");
 }

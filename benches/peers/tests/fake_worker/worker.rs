@@ -21,6 +21,15 @@ fn answer(answer: &Answer) {
     say(&serde_json::to_string(answer).unwrap());
 }
 
+/// Dies the first time only: a file tells.
+fn stumble(job: &Job) {
+    let mark = job.output.with_extension("mark");
+    if !mark.exists() {
+        std::fs::write(mark, "").unwrap();
+        panic!("stumbled");
+    }
+}
+
 fn main() {
     let mut lines = io::stdin().lock().lines();
     let job: Job = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
@@ -39,14 +48,7 @@ fn main() {
             return;
         }
         "babbles" => say("loading weights ..."),
-        // Dies the first time only: the file tells.
-        "stumbles" => {
-            let mark = job.output.with_extension("mark");
-            if !mark.exists() {
-                std::fs::write(mark, "").unwrap();
-                panic!("stumbled");
-            }
-        }
+        "stumbles" => stumble(&job),
         _ => {}
     }
 
@@ -87,6 +89,7 @@ fn main() {
         match (fault, runs) {
             ("hangs-later", 3) => hang(),
             ("dies-later", 3) => panic!("the device is gone"),
+            ("stumbles-later", 3) => stumble(&job),
             _ => {}
         }
         // Times that a test can count on: 2 ms, or twice that.
