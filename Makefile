@@ -5,12 +5,13 @@ CARGO ?= cargo
 LOCKED := --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench peers
 
 help:
 	@echo 'make demo    attention of a real sentence encoder on every adapter found, with a page to look at'
 	@echo 'make test    all tests, on every adapter found (FOVEATE_FIXTURES=DIR adds a folder of cases)'
 	@echo 'make bench   the ops beside the ceilings of this adapter (FOVEATE_ADAPTER chooses one)'
+	@echo 'make peers   the ops beside other implementations on this machine (sets them up first: long, some GB)'
 	@echo 'make check   formatting, lints and docs'
 
 demo:
@@ -36,6 +37,12 @@ endif
 bench:
 	@scripts/vulkan.sh
 	$(CARGO) run $(LOCKED) --release -- bench
+
+# A peer that could not be set up becomes a row that says so.
+peers:
+	@scripts/vulkan.sh
+	@benches/peers/setup.sh || echo 'going on without what is not set up'
+	$(CARGO) run $(LOCKED) --release --package foveate-peers --bin peers
 
 check:
 	$(CARGO) fmt --all --check

@@ -1,5 +1,7 @@
 //! Workloads: an op on a shape, with inputs of its own and a reference to check against.
 
+use std::{fs, path::Path};
+
 use serde::{Deserialize, Serialize};
 
 use std::time::Instant;
@@ -11,6 +13,8 @@ use crate::{
     ops::Args,
     reference::{self, AttentionInputs},
 };
+
+const SUITE: &str = include_str!("../../benches/shapes.toml");
 
 /// An op on a shape, as the files of workloads say it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,6 +150,44 @@ impl Workload {
         Ok(file.workload)
     }
 
+    /// The workloads of a file, or, without one, those of the suite with these letters.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that cannot be read or is not of workloads; [`Error::Invalid`]
+    /// for a letter that is not in the suite.
+    pub fn choose(suite: &str, file: Option<&Path>) -> Result<Vec<Self>> {
+        if let Some(path) = file {
+            let text = fs::read_to_string(path)
+                .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
+            return Self::parse(&text).map_err(|error| Error::file(path, error));
+        }
+        let all = Self::parse(SUITE)?;
+        if suite.is_empty() {
+            return Err(Error::invalid(
+                "--suite",
+                "is empty",
+                "give letters of the suite, as abcde",
+            ));
+        }
+        suite
+            .to_uppercase()
+            .chars()
+            .map(|letter| {
+                all.iter()
+                    .find(|workload| workload.name() == letter.to_string())
+                    .cloned()
+                    .ok_or_else(|| {
+                        let names: Vec<&str> = all.iter().map(Self::name).collect();
+                        Error::invalid(
+                            "--suite",
+                            format!("no workload is called {letter}"),
+                            format!("choose among {}", names.join(", ")),
+                        )
+                    })
+            })
+            .collect()
+    }
+
     /// What the row is called.
     pub fn name(&self) -> &str {
         match self {
@@ -195,10 +237,13 @@ impl Workload {
         let create = start.elapsed();
         let cost = cost(&op);
         // Sets of tensors in turn, so that none is still in a cache.
-        let sets = ((PAST_CACHES / cost.bytes()) as usize).clamp(1, MOST_SETS);
-        let sets = (0..sets as u64)
-            .map(|seed| Set::new(gpu, &op, seed))
-            .collect::<Result<Vec<_>>>()?;
+        let count = ((PAST_CACHES / cost.bytes()) as usize).clamp(1, MOST_SETS);
+        let mut sets = Vec::with_capacity(count);
+        let mut inputs = Vec::new();
+        for seed in 0..count as u64 {
+            inputs = self.inputs(seed);
+            sets.push(Tensors::upload(gpu, &op, &inputs)?);
+        }
         let calls = sets
             .iter()
             .map(|set| set.bind(&plan))
@@ -210,9 +255,10 @@ impl Workload {
         let timing = time(gpu, &calls, runs)?;
         profile.late_pipelines = gpu.engine().counters().misses - compiled;
         // Every set was run in the timed loop or just before; the last one is looked at.
-        let (err, err_limit) = match sets.last() {
-            Some(set) => set.error(gpu, &op)?,
-            None => (f64::INFINITY, 0.0),
+        let expected = self.expected(&inputs);
+        let err = match sets.last() {
+            Some(set) => reference::error(&gpu.download(set.output())?, &expected.values),
+            None => f64::INFINITY,
         };
         let ms = timing.median();
         Ok(Row {
@@ -227,13 +273,14 @@ impl Workload {
             gbps: cost.gbps(ms),
             ceiling_share: cost.share(ms, ceilings),
             err,
-            err_limit,
+            err_limit: expected.err_limit,
             scratch_bytes: plan.scratch_bytes(),
             profile,
         })
     }
 
-    fn describe(&self) -> String {
+    /// The op and its shape, in words.
+    pub fn describe(&self) -> String {
         match self {
             Self::Attention(a) => {
                 let heads = if a.q_heads == a.kv_heads {
@@ -261,26 +308,10 @@ impl Workload {
             }
         }
     }
-}
 
-/// Bytes past which sets of tensors do not fit a cache together.
-const PAST_CACHES: f64 = 256e6;
-const MOST_SETS: usize = 8;
-
-/// The tensors of one call: inputs by their place in the op, and the output.
-struct Set {
-    inputs: Vec<(Vec<f32>, Tensor)>,
-    output: Tensor,
-}
-
-impl Set {
-    fn new(gpu: &Gpu, op: &Op, seed: u64) -> Result<Self> {
-        let (inputs, output) = match op {
-            Op::Attention(op) => (vec![&op.q, &op.k, &op.v], &op.o),
-            Op::Softmax(op) => (vec![&op.x], &op.y),
-            Op::Merge(op) => (vec![&op.o_parts, &op.lse_parts], &op.o),
-        };
-        let inputs = inputs
+    /// The input tensors, in the order of the op: noise, rounded to what the storage holds.
+    pub fn inputs(&self, seed: u64) -> Vec<Vec<f32>> {
+        input_layouts(&self.op())
             .into_iter()
             .enumerate()
             .map(|(place, layout)| {
@@ -291,43 +322,19 @@ impl Set {
                         *x = half::f16::from_f32(*x).to_f32();
                     }
                 }
-                let tensor = gpu.upload_as(layout.dtype, &data, layout.shape.clone())?;
-                Ok((data, tensor))
+                data
             })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            inputs,
-            output: gpu.allocate(output.clone())?,
-        })
+            .collect()
     }
 
-    fn bind(&self, plan: &Plan) -> Result<crate::Call> {
-        let views: Vec<_> = self
-            .inputs
+    /// What the op makes of these inputs, in f64.
+    pub fn expected(&self, inputs: &[Vec<f32>]) -> Expected {
+        let op = self.op();
+        let wide: Vec<Vec<f64>> = inputs
             .iter()
-            .map(|(_, tensor)| tensor.view())
+            .map(|data| data.iter().map(|&x| x.into()).collect())
             .collect();
-        let out = self.output.view();
-        let args: Args<'_> = match views.as_slice() {
-            [q, k, v] => AttentionArgs::new(q.clone(), k.clone(), v.clone(), out).into(),
-            [o_parts, lse_parts] => MergeArgs::new(o_parts.clone(), lse_parts.clone(), out).into(),
-            views => SoftmaxArgs {
-                x: views.first().cloned(),
-                y: out,
-            }
-            .into(),
-        };
-        plan.bind(args)
-    }
-
-    /// The error, and the most that it may be.
-    fn error(&self, gpu: &Gpu, op: &Op) -> Result<(f64, f64)> {
-        let wide: Vec<Vec<f64>> = self
-            .inputs
-            .iter()
-            .map(|(data, _)| data.iter().map(|&x| x.into()).collect())
-            .collect();
-        let expected = match (op, wide.as_slice()) {
+        let values = match (&op, wide.as_slice()) {
             (Op::Attention(op), [q, k, v]) => {
                 let [batch, q_heads, q_len, head_dim] = crate::ops::dims(&op.q);
                 let [_, kv_heads, kv_len, value_dim] = crate::ops::dims(&op.v);
@@ -359,18 +366,95 @@ impl Set {
             }
             _ => Vec::new(),
         };
-        let (of_rms, of_largest) = match self.output.layout().dtype {
+        let (of_rms, of_largest) = match output_layout(&op).dtype {
             DType::F16 => (2e-3, 1e-3),
             _ => (2e-5, 1e-6),
         };
-        let squares: f64 = expected.iter().map(|x| x * x).sum();
-        let rms = (squares / expected.len().max(1) as f64).sqrt();
-        let largest = expected.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-        // f64::max passes over NaN, from a reference of zeros.
-        let limit = (of_largest * largest / rms).max(of_rms);
-        Ok((
-            reference::error(&gpu.download(&self.output)?, &expected),
-            limit,
-        ))
+        let squares: f64 = values.iter().map(|x| x * x).sum();
+        let rms = (squares / values.len().max(1) as f64).sqrt();
+        let largest = values.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        Expected {
+            values,
+            // f64::max passes over NaN, from a reference of zeros.
+            err_limit: (of_largest * largest / rms).max(of_rms),
+        }
+    }
+}
+
+/// The right result of a workload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Expected {
+    /// The output, in f64.
+    pub values: Vec<f64>,
+    /// The most that [`reference::error`] may be against them; see [`Row::err_limit`].
+    pub err_limit: f64,
+}
+
+fn input_layouts(op: &Op) -> Vec<&Layout> {
+    match op {
+        Op::Attention(op) => vec![&op.q, &op.k, &op.v],
+        Op::Softmax(op) => vec![&op.x],
+        Op::Merge(op) => vec![&op.o_parts, &op.lse_parts],
+    }
+}
+
+fn output_layout(op: &Op) -> &Layout {
+    match op {
+        Op::Attention(op) => &op.o,
+        Op::Softmax(op) => &op.y,
+        Op::Merge(op) => &op.o,
+    }
+}
+
+/// Bytes past which sets of tensors do not fit a cache together.
+const PAST_CACHES: f64 = 256e6;
+const MOST_SETS: usize = 8;
+
+/// The tensors of one call: inputs by their place in the op, and the output.
+#[derive(Debug)]
+pub struct Tensors {
+    inputs: Vec<Tensor>,
+    output: Tensor,
+}
+
+impl Tensors {
+    /// Uploads the inputs of an op, in its order, and makes room for its output.
+    ///
+    /// # Errors
+    /// As [`Gpu::upload_as`].
+    pub fn upload(gpu: &Gpu, op: &Op, inputs: &[Vec<f32>]) -> Result<Self> {
+        let inputs = input_layouts(op)
+            .into_iter()
+            .zip(inputs)
+            .map(|(layout, data)| gpu.upload_as(layout.dtype, data, layout.shape.clone()))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self {
+            inputs,
+            output: gpu.allocate(output_layout(op).clone())?,
+        })
+    }
+
+    /// Binds a plan of the op to them.
+    ///
+    /// # Errors
+    /// As [`Plan::bind`].
+    pub fn bind(&self, plan: &Plan) -> Result<crate::Call> {
+        let views: Vec<_> = self.inputs.iter().map(Tensor::view).collect();
+        let out = self.output.view();
+        let args: Args<'_> = match views.as_slice() {
+            [q, k, v] => AttentionArgs::new(q.clone(), k.clone(), v.clone(), out).into(),
+            [o_parts, lse_parts] => MergeArgs::new(o_parts.clone(), lse_parts.clone(), out).into(),
+            views => SoftmaxArgs {
+                x: views.first().cloned(),
+                y: out,
+            }
+            .into(),
+        };
+        plan.bind(args)
+    }
+
+    /// The output.
+    pub fn output(&self) -> &Tensor {
+        &self.output
     }
 }
