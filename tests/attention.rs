@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Problem, gpus, name, say};
+use common::{Problem, gpus, name, say, with_emulated_matrices};
 use foveate::{Caps, Causal, DType, Gpu, Schedule, Tuning, reference::noise};
 
 /// Variants that compile fast, for sweeps over shapes.
@@ -19,14 +19,23 @@ const TILE: Tuning = Tuning {
     splits: None,
 };
 
+/// On emulated matrices, where the device has none of its own.
+const MATRIX: Tuning = Tuning {
+    schedule: Some(Schedule::Matrix),
+    rows: None,
+    keys: None,
+    splits: None,
+};
+
 const F32: f64 = 1e-5;
 const F16: f64 = 2e-3;
 
-/// Runs `check` for both schedules on every adapter that can run them; fails when none ran.
-fn both(check: impl Fn(&Gpu, &Tuning, &str)) {
+/// Runs `check` for each schedule on every adapter that can run it; fails when none ran.
+fn each(check: impl Fn(&Gpu, &Tuning, &str)) {
     let mut ran = 0;
     for gpu in gpus() {
-        for tuning in &[CHEAP, TILE] {
+        let emulated = with_emulated_matrices(gpu, 8, false);
+        for (gpu, tuning) in [(gpu, &CHEAP), (gpu, &TILE), (&emulated, &MATRIX)] {
             if !runs(gpu, tuning) {
                 say(format_args!(
                     "skipped: {} has no fixed subgroup size",
@@ -59,7 +68,7 @@ fn close(problem: &Problem, gpu: &Gpu, tuning: &Tuning, label: &str, most: f64) 
 
 #[test]
 fn hostile_lengths() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         for (m, n) in [
             (1, 1),
             (1, 2),
@@ -80,7 +89,7 @@ fn hostile_lengths() {
 
 #[test]
 fn hostile_head_dims() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         for (head_dim, value_dim) in [
             (1, 1),
             (5, 3),
@@ -102,7 +111,7 @@ fn hostile_head_dims() {
 
 #[test]
 fn causal_and_lengths() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         for causal in [Causal::None, Causal::TopLeft, Causal::BottomRight] {
             for (m, n) in [(33, 33), (19, 67), (67, 19), (1, 40)] {
                 for lens in [None, Some(vec![0, 17]), Some(vec![5, 1_000_000])] {
@@ -118,7 +127,7 @@ fn causal_and_lengths() {
 
 #[test]
 fn grouped_heads() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         for heads in [[1, 6, 1], [2, 6, 2], [1, 6, 3], [2, 3, 3]] {
             for m in [1, 5, 37] {
                 let mut problem = Problem::new(heads, [m, 45], 8);
@@ -131,7 +140,7 @@ fn grouped_heads() {
 
 #[test]
 fn masks_and_biases_of_every_broadcast() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         let full = [2, 4, 11, 21];
         for shape in [
             full,
@@ -159,7 +168,7 @@ fn masks_and_biases_of_every_broadcast() {
 
 #[test]
 fn strided_and_shifted_views() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         // A shift of 4 keeps loads of four; 3 does not.
         for pad in [0, 3, 4] {
             let mut problem = Problem::new([2, 4, 2], [13, 29], 8);
@@ -205,7 +214,7 @@ fn half_precision_storage() {
 /// exactly none, and the others equal parts.
 #[test]
 fn weights_are_exact() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         let (m, n) = (23, 41);
         for causal in [Causal::None, Causal::TopLeft, Causal::BottomRight] {
             let mut problem = Problem::new([2, 1, 1], [m, n], 4);
@@ -238,7 +247,7 @@ fn weights_are_exact() {
 
 #[test]
 fn what_is_hidden_cannot_poison() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         let mut problem = Problem::new([2, 2, 2], [5, 40], 8);
         problem.lens = Some(vec![13, 22]);
         let q = foveate::reference::noise(1, 2 * 2 * 5 * 8);
@@ -263,7 +272,7 @@ fn what_is_hidden_cannot_poison() {
 
 #[test]
 fn splits_slices_and_folded_grids_change_nothing() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         let mut problem = Problem::new([2, 4, 2], [37, 131], 8);
         problem.causal = Causal::BottomRight;
         problem.lens = Some(vec![131, 77]);
@@ -308,7 +317,7 @@ fn splits_slices_and_folded_grids_change_nothing() {
 
 #[test]
 fn the_order_of_keys_does_not_matter() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         let problem = Problem::new([1, 1, 1], [9, 50], 8);
         let q = foveate::reference::noise(1, 9 * 8);
         let k = foveate::reference::noise(2, 50 * 8);
@@ -395,7 +404,7 @@ fn default_tiles_with_every_input() {
 /// an empty row; minus infinity makes an empty row.
 #[test]
 fn the_least_finite_bias_is_not_minus_infinity() {
-    both(|gpu, tuning, label| {
+    each(|gpu, tuning, label| {
         let (m, n) = (5, 37);
         let problem = Problem::new([1, 1, 1], [m, n], 8);
         let [q, k, v] = [(1, m), (2, n), (3, n)].map(|(seed, rows)| noise(seed, rows * 8));

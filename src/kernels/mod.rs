@@ -1,5 +1,6 @@
 //! One file per kernel, named like its file in `shaders/`: its variants, parameters and needs.
 
+pub mod attention_matrix;
 pub mod attention_merge;
 pub mod attention_subgroup;
 pub mod attention_tile;
@@ -90,6 +91,7 @@ macro_rules! registry {
 registry! {
     attention_subgroup: AttentionSubgroup,
     attention_tile: AttentionTile,
+    attention_matrix: AttentionMatrix,
     attention_merge: AttentionMerge,
     softmax: Softmax,
     ceiling_fma: CeilingFma,

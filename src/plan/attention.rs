@@ -6,10 +6,11 @@ use super::{
     small,
 };
 use crate::{
-    caps::Caps,
+    caps::{Caps, MatrixShape},
     error::{Error, Result},
     kernels::{
-        AttentionIo, AttentionParams, Kernel, attention_merge, attention_subgroup, attention_tile,
+        AttentionIo, AttentionParams, Kernel, attention_matrix, attention_merge,
+        attention_subgroup, attention_tile,
     },
     ops::{Attention, Causal, Slot, dims},
     tensor::{DType, Layout},
@@ -25,6 +26,8 @@ const AXES: usize = 5;
 
 /// Keys below which a range is not worth a workgroup of its own.
 const LEAST_SPLIT_KEYS: u64 = 512;
+/// Packed rows below which most of a matrix would be empty.
+const LEAST_MATRIX_ROWS: u64 = 16;
 /// Positions are compared as signed 32-bit numbers.
 const MAX_POSITIONS: u64 = 1 << 29;
 
@@ -33,6 +36,7 @@ const MAX_POSITIONS: u64 = 1 << 29;
 enum Choice {
     Subgroup(attention_subgroup::Variant),
     Tile(attention_tile::Variant),
+    Matrix(attention_matrix::Variant),
 }
 
 impl Choice {
@@ -40,6 +44,7 @@ impl Choice {
         match self {
             Self::Subgroup(_) => Schedule::Subgroup,
             Self::Tile(_) => Schedule::Tile,
+            Self::Matrix(_) => Schedule::Matrix,
         }
     }
 
@@ -55,6 +60,11 @@ impl Choice {
                 variant.io.lse &= !partial;
                 variant.into()
             }
+            Self::Matrix(mut variant) => {
+                variant.io.partial = partial;
+                variant.io.lse &= !partial;
+                variant.into()
+            }
         }
     }
 
@@ -62,6 +72,7 @@ impl Choice {
         match self {
             Self::Subgroup(variant) => variant.tile_rows().into(),
             Self::Tile(_) => attention_tile::TILE.into(),
+            Self::Matrix(variant) => variant.tile_rows().into(),
         }
     }
 
@@ -70,6 +81,7 @@ impl Choice {
         match self {
             Self::Subgroup(variant) => variant.keys.into(),
             Self::Tile(_) => attention_tile::TILE.into(),
+            Self::Matrix(variant) => variant.keys.into(),
         }
     }
 
@@ -79,6 +91,7 @@ impl Choice {
         let iterations = match self {
             Self::Subgroup(variant) => variant.iterations(step),
             Self::Tile(variant) => variant.iterations(step, head_dim),
+            Self::Matrix(variant) => variant.iterations(step),
         };
         // One iteration less than the budget, for the check that ends the loop.
         let steps = u64::from(budget.saturating_sub(1)) / iterations;
@@ -110,6 +123,7 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         v_chunks: small(value_dim.div_ceil(attention_tile::TILE.into())),
         io,
     });
+    let (matrix, too_few_rows) = matrix_variant(op, io, caps);
     let forced = |schedule| tuning.schedule.is_some_and(|wanted| wanted != schedule);
     let mut rejected = Rejected::new();
     let mut chosen: Option<(Choice, String)> = None;
@@ -118,6 +132,10 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
             subgroup,
             "a load costs more than arithmetic on devices with subgroups this small, so each is \
              shared by broadcast",
+        ),
+        (
+            Choice::Matrix(matrix),
+            "matrix instructions do both products, and fill on this many rows",
         ),
         (
             tile,
@@ -153,6 +171,13 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
                 "subgroups of more than 8 lanes: workgroup memory is the faster way to share"
                     .into(),
             )
+        } else if let Some(rows) = too_few_rows
+            && tuning.schedule.is_none()
+            && schedule == Schedule::Matrix
+        {
+            Some(format!("{rows} packed rows of queries leave matrices empty"))
+        } else if tuning.schedule.is_none() && schedule == Schedule::Matrix && matrix.emulated {
+            Some("emulated matrices are for tests alone".into())
         } else if chosen.is_some() {
             Some("the one before it fits better".into())
         } else {
@@ -178,6 +203,28 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         ));
     };
     Ok((choice, why, rejected))
+}
+
+/// The matrix variant, and how many packed rows there are where they are too few for it. Without
+/// matrices on the device it is one that no device supports, which says so.
+fn matrix_variant(
+    op: &Attention,
+    io: AttentionIo,
+    caps: &Caps,
+) -> (attention_matrix::Variant, Option<u64>) {
+    let [_, q_heads, q_len, head_dim] = dims(&op.q);
+    let [_, kv_heads, ..] = dims(&op.k);
+    let [.., value_dim] = dims(&op.v);
+    let rows = (q_heads / kv_heads).saturating_mul(q_len);
+    let shape = caps.matrix(io.f16).unwrap_or(MatrixShape {
+        side: if io.f16 { 16 } else { 8 },
+        f16: io.f16,
+        emulated: false,
+    });
+    let mut variant =
+        attention_matrix::Variant::new(shape, caps, io, (rows, small(head_dim), small(value_dim)));
+    variant.vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    (variant, (rows < LEAST_MATRIX_ROWS).then_some(rows))
 }
 
 fn subgroup_variant(

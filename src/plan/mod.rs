@@ -24,6 +24,8 @@ pub enum Schedule {
     Subgroup,
     /// Attention: tiles in workgroup memory.
     Tile,
+    /// Attention: tiles multiplied by cooperative matrices.
+    Matrix,
     /// Softmax: whole rows in one dispatch.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
@@ -35,6 +37,7 @@ impl fmt::Display for Schedule {
         f.write_str(match self {
             Self::Subgroup => "subgroup",
             Self::Tile => "tile",
+            Self::Matrix => "matrix",
             Self::Rows => "rows",
             Self::Ranges => "ranges",
         })
@@ -127,7 +130,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Attention(_) => &[Schedule::Subgroup, Schedule::Tile],
+            Op::Attention(_) => &[Schedule::Subgroup, Schedule::Matrix, Schedule::Tile],
         };
         if let Some(wanted) = tuning.schedule
             && !schedules.contains(&wanted)
