@@ -125,134 +125,102 @@ fn scores_at(at: u32) -> vec4<f32> {
 
 // Matrices: `Left * Right + Sum`, each SIDE x SIDE and spread over the lanes of a subgroup.
 //@if EMULATED
-// Left: all of it in every lane, by rows. Right and Sum: column n * LANES + lane is in lane `lane`.
-const COLUMNS: u32 = (SIDE + LANES - 1u) / LANES;
-
+// Left and Sum: row `lane` is in lane `lane`, and lanes past the last row hold nothing. Right: stays
+// where it is until it is multiplied.
 struct Left {
-    rows: array<vec4<f32>, SIDE * SIDE4>,
+    row: array<vec4<f32>, SIDE4>,
 }
 
 struct Right {
-    columns: array<vec4<f32>, COLUMNS * SIDE4>,
+    at: u32,
+    of_keys: bool,
 }
 
 struct Sum {
-    columns: array<f32, COLUMNS * SIDE>,
+    row: array<vec4<f32>, SIDE4>,
 }
 
 var<private> lane: u32;
 
-// The element `column` of the row that begins at `at`.
-fn value_at(at: u32, column: u32) -> f32 {
-//@if WIDE
-    return f32(values[at + column / 4u][column % 4u]);
-//@else
-    return f32(values[at * 4u + column]);
-//@endif
-}
-
-fn score_at(at: u32, column: u32) -> f32 {
-//@if WIDE
-    return scores[at + column / 4u][column % 4u];
-//@else
-    return scores[at * 4u + column];
-//@endif
-}
-
-fn set_score(at: u32, column: u32, x: f32) {
-//@if WIDE
-    scores[at + column / 4u][column % 4u] = x;
-//@else
-    scores[at * 4u + column] = x;
-//@endif
-}
-
 fn load_left(at: u32) -> Left {
     var left: Left;
-    for (var row = 0u; row < SIDE; row++) {
-        //@unroll
-        for (var n = 0u; n < SIDE4; n++) {
-            let place = at + row * W_PITCH + n;
+    let first = at + min(lane, SIDE - 1u) * W_PITCH;
+    //@unroll
+    for (var n = 0u; n < SIDE4; n++) {
 //@if WIDE
-            left.rows[row * SIDE4 + n] = vec4<f32>(weights[place]);
+        left.row[n] = vec4<f32>(weights[first + n]);
 //@else
-            let w = place * 4u;
-            left.rows[row * SIDE4 + n] = vec4<f32>(vec4<Scalar>(weights[w], weights[w + 1u], weights[w + 2u], weights[w + 3u]));
-//@endif
+        //@unroll
+        for (var c = 0u; c < 4u; c++) {
+            left.row[n][c] = f32(weights[(first + n) * 4u + c]);
         }
+//@endif
     }
     return left;
 }
 
-// A row of `keys` is a column of the matrix.
 fn load_keys(at: u32) -> Right {
-    var right: Right;
-    //@unroll
-    for (var c = 0u; c < COLUMNS; c++) {
-        let key = min(c * LANES + lane, SIDE - 1u);
-        //@unroll
-        for (var n = 0u; n < SIDE4; n++) {
-            let place = at + key * K_PITCH + n;
-//@if WIDE
-            right.columns[c * SIDE4 + n] = vec4<f32>(keys[place]);
-//@else
-            let w = place * 4u;
-            right.columns[c * SIDE4 + n] = vec4<f32>(vec4<Scalar>(keys[w], keys[w + 1u], keys[w + 2u], keys[w + 3u]));
-//@endif
-        }
-    }
-    return right;
+    return Right(at, true);
 }
 
 fn load_values(at: u32) -> Right {
-    var right: Right;
-    //@unroll
-    for (var c = 0u; c < COLUMNS; c++) {
-        let column = min(c * LANES + lane, SIDE - 1u);
-        //@unroll
-        for (var n = 0u; n < SIDE; n++) {
-            right.columns[c * SIDE4 + n / 4u][n % 4u] = value_at(at + n * V_PITCH, column);
-        }
-    }
-    return right;
+    return Right(at, false);
 }
 
 fn load_sum(at: u32) -> Sum {
     var sum: Sum;
     //@unroll
-    for (var c = 0u; c < COLUMNS; c++) {
-        let column = min(c * LANES + lane, SIDE - 1u);
-        for (var row = 0u; row < SIDE; row++) {
-            sum.columns[c * SIDE + row] = score_at(at + row * S_PITCH, column);
-        }
+    for (var n = 0u; n < SIDE4; n++) {
+        sum.row[n] = scores_at(at + min(lane, SIDE - 1u) * S_PITCH + n);
     }
     return sum;
 }
 
 fn store_sum(at: u32, sum: Sum) {
-    var source = sum;
-    //@unroll
-    for (var c = 0u; c < COLUMNS; c++) {
-        if (c * LANES + lane < SIDE) {
-            for (var row = 0u; row < SIDE; row++) {
-                set_score(at + row * S_PITCH, c * LANES + lane, source.columns[c * SIDE + row]);
-            }
+    if (lane < SIDE) {
+        //@unroll
+        for (var n = 0u; n < SIDE4; n++) {
+            set_scores(at + lane * S_PITCH + n, sum.row[n]);
         }
     }
 }
 
 fn multiply_add(left: Left, right: Right, sum: Sum) -> Sum {
-    var rows = left;
     var result = sum;
-    for (var row = 0u; row < SIDE; row++) {
-        //@unroll
-        for (var c = 0u; c < COLUMNS; c++) {
-            var product = 0.0;
-            //@unroll
-            for (var n = 0u; n < SIDE4; n++) {
-                product += dot(rows.rows[row * SIDE4 + n], right.columns[c * SIDE4 + n]);
+    if (lane < SIDE) {
+        var row = left.row;
+        for (var n = 0u; n < SIDE; n++) {
+            if (right.of_keys) {
+                // A row of `keys` is a column of the matrix.
+                var product = 0.0;
+                //@unroll
+                for (var m = 0u; m < SIDE4; m++) {
+                    let at = right.at + n * K_PITCH + m;
+//@if WIDE
+                    product += dot(row[m], vec4<f32>(keys[at]));
+//@else
+                    //@unroll
+                    for (var c = 0u; c < 4u; c++) {
+                        product += row[m][c] * f32(keys[at * 4u + c]);
+                    }
+//@endif
+                }
+                result.row[n / 4u][n % 4u] += product;
+            } else {
+                let x = row[n / 4u][n % 4u];
+                //@unroll
+                for (var m = 0u; m < SIDE4; m++) {
+                    let at = right.at + n * V_PITCH + m;
+//@if WIDE
+                    result.row[m] += x * vec4<f32>(values[at]);
+//@else
+                    //@unroll
+                    for (var c = 0u; c < 4u; c++) {
+                        result.row[m][c] += x * f32(values[at * 4u + c]);
+                    }
+//@endif
+                }
             }
-            result.columns[c * SIDE + row] += product;
         }
     }
     return result;
@@ -434,7 +402,7 @@ fn main(
     // `for (var group = subgroup; ..)` is an `if` on that: one that naga's uniformity analysis takes.
     var query: array<Left, STRIPS * D_STEPS>;
     var acc: array<Sum, STRIPS * V_STEPS>;
-    //@unroll
+    //@unroll !EMULATED
     for (var chunk = 0u; chunk < (D_STEPS + KEY_STEPS - 1u) / KEY_STEPS; chunk++) {
         workgroupBarrier();
         for (var n = local; n < ROWS * KEYS4; n += THREADS) {
@@ -446,7 +414,7 @@ fn main(
             //@unroll
             for (var s = 0u; s < STRIPS; s++) {
                 let row = (group * STRIPS + s) * SIDE;
-                //@unroll
+                //@unroll !EMULATED
                 for (var t = 0u; t < min(KEY_STEPS, D_STEPS - chunk * KEY_STEPS); t++) {
                     query[s * D_STEPS + chunk * KEY_STEPS + t] = load_left(row * W_PITCH + t * SIDE4);
                 }
@@ -468,7 +436,7 @@ fn main(
                 for (var s = 0u; s < STRIPS; s++) {
                     sum[s] = Sum();
                 }
-                //@unroll
+                //@unroll !EMULATED
                 for (var d = 0u; d < D_STEPS; d++) {
                     let right = load_keys(n * SIDE * K_PITCH + d * SIDE4);
                     //@unroll
@@ -529,13 +497,13 @@ fn main(
         workgroupBarrier();
         // At most once: an `if` again, and all invocations read the same number.
         for (let now = atomicLoad(&moves); moved != now; moved = now) {
-            //@unroll
+            //@unroll !EMULATED
             for (var chunk = 0u; chunk < (V_STEPS + KEY_STEPS - 1u) / KEY_STEPS; chunk++) {
                 for (var group = subgroup; group < GROUPS; group += GROUPS) {
                     //@unroll
                     for (var s = 0u; s < STRIPS; s++) {
                         let row = (group * STRIPS + s) * SIDE;
-                        //@unroll
+                        //@unroll !EMULATED
                         for (var t = 0u; t < min(KEY_STEPS, V_STEPS - chunk * KEY_STEPS); t++) {
                             store_sum(row * S_PITCH + t * SIDE4, acc[s * V_STEPS + chunk * KEY_STEPS + t]);
                         }
@@ -551,7 +519,7 @@ fn main(
                     //@unroll
                     for (var s = 0u; s < STRIPS; s++) {
                         let row = (group * STRIPS + s) * SIDE;
-                        //@unroll
+                        //@unroll !EMULATED
                         for (var t = 0u; t < min(KEY_STEPS, V_STEPS - chunk * KEY_STEPS); t++) {
                             acc[s * V_STEPS + chunk * KEY_STEPS + t] = load_sum(row * S_PITCH + t * SIDE4);
                         }
@@ -567,7 +535,7 @@ fn main(
                 for (var s = 0u; s < STRIPS; s++) {
                     left[s] = load_left((group * STRIPS + s) * SIDE * W_PITCH + n * SIDE4);
                 }
-                //@unroll
+                //@unroll !EMULATED
                 for (var d = 0u; d < V_STEPS; d++) {
                     let right = load_values(n * SIDE * V_PITCH + d * SIDE4);
                     //@unroll
@@ -597,14 +565,14 @@ fn main(
             }
         }
     }
-    //@unroll
+    //@unroll !EMULATED
     for (var chunk = 0u; chunk < (V_STEPS + KEY_STEPS - 1u) / KEY_STEPS; chunk++) {
         workgroupBarrier();
         for (var group = subgroup; group < GROUPS; group += GROUPS) {
             //@unroll
             for (var s = 0u; s < STRIPS; s++) {
                 let row = (group * STRIPS + s) * SIDE;
-                //@unroll
+                //@unroll !EMULATED
                 for (var t = 0u; t < min(KEY_STEPS, V_STEPS - chunk * KEY_STEPS); t++) {
                     store_sum(row * S_PITCH + t * SIDE4, acc[s * V_STEPS + chunk * KEY_STEPS + t]);
                 }

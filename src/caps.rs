@@ -13,9 +13,7 @@ const MOST_BINDING_BYTES: u64 = 1 << 31;
 
 /// A kind of cooperative matrices: both factors and the sum are `side` x `side`, and products are added
 /// up in f32.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MatrixShape {
     /// Rows and columns.
     pub side: u32,

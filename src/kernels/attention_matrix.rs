@@ -114,14 +114,20 @@ impl Variant {
         let shared = |count: u32| u64::from(count.div_ceil(threads));
         let steps = u64::from(self.keys / self.side);
         let [strips, d_steps, v_steps] = [self.strips, self.d_steps, self.v_steps].map(u64::from);
-        // What a matrix costs: loops over its rows, or nothing.
-        let matrix = if self.emulated { self.side.into() } else { 0 };
         let loads = shared(self.keys * d4) + shared(self.keys * v4);
-        let scores = 1 + steps * (1 + matrix * strips * (d_steps + 1));
-        let values = 1 + steps * (1 + matrix * strips * (1 + v_steps));
         let chunks = v_steps.div_ceil(steps.max(1));
         let scaled = shared(self.tile_rows() * self.keys / 4);
-        let rescale = 1 + chunks * (2 + scaled) + 2 * v_steps * strips * matrix;
+        let (scores, values, rescale) = if self.emulated {
+            // Loops over the matrices of a row, and within each product.
+            let side = u64::from(self.side);
+            (
+                1 + steps * (1 + d_steps * (1 + strips * side)),
+                1 + steps * (1 + v_steps * (1 + strips * side)),
+                1 + chunks * (3 + scaled) + 2 * v_steps * strips,
+            )
+        } else {
+            (1 + steps, 1 + steps, 1 + chunks * (2 + scaled))
+        };
         keys.div_ceil(self.keys.into()) * (1 + loads + scores + values + rescale)
     }
 }

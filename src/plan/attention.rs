@@ -175,7 +175,9 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
             && tuning.schedule.is_none()
             && schedule == Schedule::Matrix
         {
-            Some(format!("{rows} packed rows of queries leave matrices empty"))
+            Some(format!(
+                "{rows} packed rows of queries leave matrices empty"
+            ))
         } else if tuning.schedule.is_none() && schedule == Schedule::Matrix && matrix.emulated {
             Some("emulated matrices are for tests alone".into())
         } else if chosen.is_some() {
