@@ -335,7 +335,7 @@ fn write_out(tile: Tile, row: u32, d4: u32, sums: vec4<f32>, factor: f32) {
     //@unroll
     for (var c = 0u; c < 4u; c++) {
         if (d4 * 4u + c < params.value_dim) {
-            scratch[at + d4 * 4u + c] = sums[c];
+            scratch[at + d4 * 4u + c] = sums[c] * factor;
         }
     }
 //@else
@@ -385,12 +385,16 @@ fn main(
 
     var maximum: array<f32, ROW_TURNS>;
     var total: array<f32, ROW_TURNS>;
+    // The total of the weights as they are multiplied, rounded: what o is divided by, so that o stays
+    // a mean of v. lse takes the exact total.
+    var mass: array<f32, ROW_TURNS>;
     var seen_by: array<Row, ROW_TURNS>;
     //@unroll
     for (var r = 0u; r < ROW_TURNS; r++) {
         let row = min(tile.first_row + r * THREADS + local, last_row);
         maximum[r] = HIDDEN;
         total[r] = 0.0;
+        mass[r] = 0.0;
         seen_by[r] = row_of(tile, row, valid, end);
     }
     if (local == 0u) {
@@ -480,18 +484,22 @@ fn main(
                     }
                 }
                 factors[row] = factor;
-                var sum = 0.0;
+                var sum = vec4<f32>();
+                var rounded_sum = vec4<f32>();
                 //@unroll
                 for (var n = 0u; n < KEYS4; n++) {
                     var w = score[n];
                     //@unroll
                     for (var c = 0u; c < 4u; c++) {
                         w[c] = weight(w[c], maximum[r]);
-                        sum += w[c];
                     }
-                    set_weights(row * W_PITCH + n, vec4<Scalar>(w));
+                    let rounded = vec4<Scalar>(w);
+                    set_weights(row * W_PITCH + n, rounded);
+                    sum += w;
+                    rounded_sum += vec4<f32>(rounded);
                 }
-                total[r] = fma(total[r], factor, sum);
+                total[r] = fma(total[r], factor, dot(sum, vec4<f32>(1.0)));
+                mass[r] = fma(mass[r], factor, dot(rounded_sum, vec4<f32>(1.0)));
             }
         }
         workgroupBarrier();
@@ -551,7 +559,12 @@ fn main(
     for (var r = 0u; r < ROW_TURNS; r++) {
         let row = r * THREADS + local;
         if (row < ROWS) {
-            factors[row] = reciprocal(total[r]);
+//@if PARTIAL
+            // The merge divides by the total.
+            factors[row] = total[r] * reciprocal(mass[r]);
+//@else
+            factors[row] = reciprocal(mass[r]);
+//@endif
             if (tile.first_row + row <= last_row) {
 //@if PARTIAL
                 let at = partial_at(tile, tile.first_row + row, params) + params.value_dim;

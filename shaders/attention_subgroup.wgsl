@@ -4,72 +4,24 @@
 // Grid:      one workgroup per (batch, KV head, key range, tile of ROWS * SUBGROUP packed rows).
 // Workgroup: one subgroup. Each lane owns ROWS rows of q and o in registers. Per step of KEYS
 //            keys, each lane loads its share of K and V once and subgroupBroadcast hands it round.
+//            A step's code should stay within the instruction cache, which is what bounds KEYS.
 // Memory:    no workgroup memory. Partial results go to scratch when keys are split.
 
 //@import grid
-//@import attention_tensors
-
-//@if VEC4
-alias Stored = vec4<Scalar>;
-//@else
-alias Stored = Scalar;
-//@endif
+//@import attention_vectors
 
 const SUBGROUP: u32 = 8u; //@variant
 const ROWS: u32 = 4u; //@variant
 const KEYS: u32 = 4u; //@variant
 const D4: u32 = 16u; //@variant
 const V4: u32 = 16u; //@variant
-const K_LOADS: u32 = (KEYS * D4 + SUBGROUP - 1u) / SUBGROUP;
-const V_LOADS: u32 = (KEYS * V4 + SUBGROUP - 1u) / SUBGROUP;
-
-fn load_q(at: u32, d4: u32) -> vec4<f32> {
-//@if VEC4
-    return vec4<f32>(q[at / 4u + d4]);
-//@else
-    var x = vec4<f32>();
-    //@unroll
-    for (var c = 0u; c < 4u; c++) {
-        let d = d4 * 4u + c;
-        if (d < params.head_dim) {
-            x[c] = f32(q[at + d * params.q_dim]);
-        }
-    }
-    return x;
-//@endif
-}
-
-fn load_k(at: u32, d4: u32) -> vec4<f32> {
-//@if VEC4
-    return vec4<f32>(k[at / 4u + d4]);
-//@else
-    var x = vec4<f32>();
-    //@unroll
-    for (var c = 0u; c < 4u; c++) {
-        let d = d4 * 4u + c;
-        if (d < params.head_dim) {
-            x[c] = f32(k[at + d * params.k_dim]);
-        }
-    }
-    return x;
-//@endif
-}
-
-fn load_v(at: u32, d4: u32) -> vec4<f32> {
-//@if VEC4
-    return vec4<f32>(v[at / 4u + d4]);
-//@else
-    var x = vec4<f32>();
-    //@unroll
-    for (var c = 0u; c < 4u; c++) {
-        let d = d4 * 4u + c;
-        if (d < params.value_dim) {
-            x[c] = f32(v[at + d * params.v_dim]);
-        }
-    }
-    return x;
-//@endif
-}
+// Vectors of a row that are loaded, handed round and used before the next: small blocks of code.
+const K_CHUNK: u32 = 8u; //@variant
+const V_CHUNK: u32 = 8u; //@variant
+const K_CHUNKS: u32 = (D4 + K_CHUNK - 1u) / K_CHUNK;
+const V_CHUNKS: u32 = (V4 + V_CHUNK - 1u) / V_CHUNK;
+const K_LOADS: u32 = (KEYS * K_CHUNK + SUBGROUP - 1u) / SUBGROUP;
+const V_LOADS: u32 = (KEYS * V_CHUNK + SUBGROUP - 1u) / SUBGROUP;
 
 @compute @workgroup_size(SUBGROUP)
 fn main(
@@ -114,35 +66,34 @@ fn main(
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
     let v_base = params.v_at + tile.batch * params.v_batch + tile.kv_head * params.v_head;
     for (var j = begin; j < end; j += KEYS) {
-        // Keys past the end are read as the last one and hidden below.
-        var share: array<vec4<f32>, K_LOADS>;
-        //@unroll
-        for (var t = 0u; t < K_LOADS; t++) {
-            let n = t * SUBGROUP + lane;
-            share[t] = load_k(k_base + min(j + n / D4, end - 1u) * params.k_row, n % D4);
-        }
-        var share_v: array<vec4<f32>, V_LOADS>;
-        //@unroll
-        for (var t = 0u; t < V_LOADS; t++) {
-            let n = t * SUBGROUP + lane;
-            share_v[t] = load_v(v_base + min(j + n / V4, end - 1u) * params.v_row, n % V4);
-        }
-
         var score: array<f32, ROWS * KEYS>;
         //@unroll
         for (var n = 0u; n < ROWS * KEYS; n++) {
             score[n] = 0.0;
         }
+        // Keys and vectors past the end are read as the last one; the keys are hidden below.
         //@unroll
-        for (var d = 0u; d < D4; d++) {
+        for (var chunk = 0u; chunk < K_CHUNKS; chunk++) {
+            var share: array<vec4<f32>, K_LOADS>;
             //@unroll
-            for (var c = 0u; c < KEYS; c++) {
-                let key = subgroupBroadcast(share[(c * D4 + d) / SUBGROUP], (c * D4 + d) % SUBGROUP);
-                //@unroll
-                for (var r = 0u; r < ROWS; r++) {
-                    let x = query[r * D4 + d];
-                    // Four dims are summed first: fewer additions to a large number.
-                    score[r * KEYS + c] += fma(x.w, key.w, fma(x.z, key.z, fma(x.y, key.y, x.x * key.x)));
+            for (var t = 0u; t < K_LOADS; t++) {
+                let n = t * SUBGROUP + lane;
+                let d = min(chunk * K_CHUNK + n % K_CHUNK, D4 - 1u);
+                share[t] = load_k(k_base + min(j + n / K_CHUNK, end - 1u) * params.k_row, d);
+            }
+            //@unroll
+            for (var e = 0u; e < K_CHUNK; e++) {
+                if (chunk * K_CHUNK + e < D4) {
+                    //@unroll
+                    for (var c = 0u; c < KEYS; c++) {
+                        let key = subgroupBroadcast(share[(c * K_CHUNK + e) / SUBGROUP], (c * K_CHUNK + e) % SUBGROUP);
+                        //@unroll
+                        for (var r = 0u; r < ROWS; r++) {
+                            let x = query[r * D4 + min(chunk * K_CHUNK + e, D4 - 1u)];
+                            // Four dims are summed first: fewer additions to a large number.
+                            score[r * KEYS + c] += fma(x.w, key.w, fma(x.z, key.z, fma(x.y, key.y, x.x * key.x)));
+                        }
+                    }
                 }
             }
         }
@@ -169,21 +120,34 @@ fn main(
         }
 
         //@unroll
-        for (var d = 0u; d < V4; d++) {
-            var value: array<vec4<f32>, KEYS>;
+        for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
+            var share: array<vec4<f32>, V_LOADS>;
             //@unroll
-            for (var c = 0u; c < KEYS; c++) {
-                value[c] = subgroupBroadcast(share_v[(c * V4 + d) / SUBGROUP], (c * V4 + d) % SUBGROUP);
+            for (var t = 0u; t < V_LOADS; t++) {
+                let n = t * SUBGROUP + lane;
+                let d = min(chunk * V_CHUNK + n % V_CHUNK, V4 - 1u);
+                share[t] = load_v(v_base + min(j + n / V_CHUNK, end - 1u) * params.v_row, d);
             }
             //@unroll
-            for (var r = 0u; r < ROWS; r++) {
-                // The keys of a step are summed first: fewer additions to a large number.
-                var sum = vec4<f32>();
-                //@unroll
-                for (var c = 0u; c < KEYS; c++) {
-                    sum = fma(vec4<f32>(score[r * KEYS + c]), value[c], sum);
+            for (var e = 0u; e < V_CHUNK; e++) {
+                if (chunk * V_CHUNK + e < V4) {
+                    var value: array<vec4<f32>, KEYS>;
+                    //@unroll
+                    for (var c = 0u; c < KEYS; c++) {
+                        value[c] = subgroupBroadcast(share[(c * V_CHUNK + e) / SUBGROUP], (c * V_CHUNK + e) % SUBGROUP);
+                    }
+                    //@unroll
+                    for (var r = 0u; r < ROWS; r++) {
+                        let at = r * V4 + min(chunk * V_CHUNK + e, V4 - 1u);
+                        // The keys of a step are summed first: fewer additions to a large number.
+                        var sum = vec4<f32>();
+                        //@unroll
+                        for (var c = 0u; c < KEYS; c++) {
+                            sum = fma(vec4<f32>(score[r * KEYS + c]), value[c], sum);
+                        }
+                        acc[at] = fma(acc[at], vec4<f32>(rescale[r]), sum);
+                    }
                 }
-                acc[r * V4 + d] = fma(acc[r * V4 + d], vec4<f32>(rescale[r]), sum);
             }
         }
     }
@@ -194,37 +158,20 @@ fn main(
         if (row <= last_row) {
 //@if PARTIAL
             let at = partial_at(tile, row, params);
-            //@unroll
-            for (var d = 0u; d < V4; d++) {
-                //@unroll
-                for (var c = 0u; c < 4u; c++) {
-                    if (d * 4u + c < params.value_dim) {
-                        scratch[at + d * 4u + c] = acc[r * V4 + d][c];
-                    }
-                }
-            }
+            let factor = 1.0;
             scratch[at + params.value_dim] = maximum[r];
             scratch[at + params.value_dim + 1u] = total[r];
 //@else
             let at = o_start(tile, row, params);
-            let inverse = reciprocal(total[r]);
-            //@unroll
-            for (var d = 0u; d < V4; d++) {
-//@if VEC4
-                o[at / 4u + d] = Stored(acc[r * V4 + d] * inverse);
-//@else
-                //@unroll
-                for (var c = 0u; c < 4u; c++) {
-                    if (d * 4u + c < params.value_dim) {
-                        o[at + (d * 4u + c) * params.o_dim] = Scalar(acc[r * V4 + d][c] * inverse);
-                    }
-                }
-//@endif
-            }
+            let factor = reciprocal(total[r]);
 //@if LSE
             lse[lse_start(tile, row, params)] = log_sum_exp(maximum[r], total[r]);
 //@endif
 //@endif
+            //@unroll
+            for (var d = 0u; d < V4; d++) {
+                store_o(at, d, acc[r * V4 + d] * factor);
+            }
         }
     }
 }

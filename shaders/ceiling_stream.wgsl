@@ -2,13 +2,20 @@
 //
 // Formula:   y = sum of x, or y = x.
 // Grid:      one workgroup per LOADS * WORKGROUP vectors.
-// Workgroup: WORKGROUP invocations, neighbours read neighbours. The best size differs by device.
+// Workgroup: WORKGROUP invocations. Neighbours read neighbours, or each invocation a stretch of its own
+//            (STRETCH). The best of both, and the best size, differ by device.
 // Memory:    none.
 
 //@import grid
 
 const WORKGROUP: u32 = 64u; //@variant
-const LOADS: u32 = 16u;
+const LOADS: u32 = 16u; //@variant
+const BLOCK: u32 = 4u;
+//@if STRETCH
+const PACE: u32 = 1u;
+//@else
+const PACE: u32 = WORKGROUP;
+//@endif
 
 struct Params {
     groups: u32,            // workgroups with work
@@ -28,18 +35,24 @@ fn main(
     if (group >= params.groups) {
         return;
     }
-    let first = group * LOADS * WORKGROUP + local;
-//@if COPY
-    //@unroll
-    for (var n = 0u; n < LOADS; n++) {
-        y[first + n * WORKGROUP] = x[first + n * WORKGROUP];
-    }
+//@if STRETCH
+    let first = (group * WORKGROUP + local) * LOADS;
 //@else
+    let first = group * LOADS * WORKGROUP + local;
+//@endif
     var sum = vec4<f32>();
-    //@unroll
-    for (var n = 0u; n < LOADS; n++) {
-        sum += x[first + n * WORKGROUP];
+    for (var n = 0u; n < LOADS; n += BLOCK) {
+        //@unroll
+        for (var b = 0u; b < BLOCK; b++) {
+            let at = first + (n + b) * PACE;
+//@if COPY
+            y[at] = x[at];
+//@else
+            sum += x[at];
+//@endif
+        }
     }
+//@if !COPY
     y[group * WORKGROUP + local] = sum;
 //@endif
 }

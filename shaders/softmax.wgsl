@@ -2,7 +2,9 @@
 //
 // Formula:   y = exp(z - m) / sum exp(z - m), or z - m - log sum exp(z - m); z = scale x, m = max z.
 // Grid:      one workgroup per (WORKGROUP / LANES rows, range of the row).
-// Workgroup: LANES neighbouring invocations share a row; LANES 1 serves short rows and rows side by side.
+// Workgroup: LANES neighbouring invocations share a row: unit by unit in turn, or a stretch each
+//            (STRETCH), for devices that read best when every lane stays in pages of its own. LANES 1
+//            serves short rows, rows side by side, and there any rows of which there are enough.
 // Memory:    one (maximum, total) per invocation, unless the lanes are a subgroup.
 //
 // Each lane holds the first HELD of its units in registers, which are read once. The REST, of rows longer
@@ -33,7 +35,12 @@ const WIDTH: u32 = 1u;
 const WORKGROUP: u32 = 64u; //@variant
 const LANES: u32 = 16u; //@variant
 const HELD: u32 = 4u; //@variant
-const BLOCK: u32 = 8u;
+const BLOCK: u32 = 8u; //@variant
+//@if STRETCH
+const PACE: u32 = 1u;
+//@else
+const PACE: u32 = LANES;
+//@endif
 
 @group(0) @binding(0) var<uniform> params: Params;
 //@if WRITE
@@ -75,14 +82,22 @@ fn sum_of(u: Unit) -> f32 {
 }
 //@endif
 
+// Where unit `n` is of a row that starts at `at`, with elements `stride` apart.
+fn place(at: u32, n: u32, stride: u32) -> u32 {
+//@if VEC4
+    return at / 4u + n;
+//@else
+    return at + n * stride;
+//@endif
+}
+
 // z at unit `n` of a row that starts at `at`. It may be minus infinity, which is told by its bits; and it
 // is only taken less a finite maximum: no sum or difference of infinities.
 fn load(at: u32, n: u32) -> Unit {
-    let place = (at + n * WIDTH * params.x_element) / WIDTH;
 //@if IN_PLACE
-    return Unit(y[place]) * params.scale;
+    return Unit(y[place(at, n, params.x_element)]) * params.scale;
 //@else
-    return Unit(x[place]) * params.scale;
+    return Unit(x[place(at, n, params.x_element)]) * params.scale;
 //@endif
 }
 
@@ -113,11 +128,11 @@ fn log_weights(z: Unit, maximum: f32, total: f32) -> Unit {
 //@if WRITE
 // Writes the result of z to unit `n` of a row that starts at `at`.
 fn store(at: u32, n: u32, z: Unit, maximum: f32, total: f32, inverse: f32) {
-    let place = (at + n * WIDTH * params.y_element) / WIDTH;
+    let to = place(at, n, params.y_element);
 //@if LOG
-    y[place] = Stored(log_weights(z, maximum, total));
+    y[to] = Stored(log_weights(z, maximum, total));
 //@else
-    y[place] = Stored(weights(z, maximum) * inverse);
+    y[to] = Stored(weights(z, maximum) * inverse);
 //@endif
 }
 //@endif
@@ -154,7 +169,15 @@ fn main(
     let exists = row < params.rows;
     let x_row = x_start(min(row, params.rows - 1u), params);
     let begin = split * params.split_length / WIDTH;
-    let end = min((split + 1u) * params.split_length, params.length) / WIDTH;
+    let range_end = min((split + 1u) * params.split_length, params.length) / WIDTH;
+//@if STRETCH
+    let stretch = (range_end - begin + LANES - 1u) / LANES;
+    let first = min(begin + lane * stretch, range_end);
+    let end = min(first + stretch, range_end);
+//@else
+    let first = begin + lane;
+    let end = range_end;
+//@endif
 
     var maximum = LOWEST;
     var total = 0.0;
@@ -162,7 +185,7 @@ fn main(
     var held: array<Unit, HELD>;
     //@unroll
     for (var b = 0u; b < HELD; b++) {
-        let unit = lane + b * LANES;
+        let unit = first + b * PACE;
 //@if REST
         held[b] = load(x_row, unit);
 //@else
@@ -186,13 +209,13 @@ fn main(
 //@endif
 //@if READ
 //@if REST
-    var n = begin + HELD * LANES + lane;
-    for (; n + (BLOCK - 1u) * LANES < end; n += LANES * BLOCK) {
+    var n = first + HELD * PACE;
+    for (; n + (BLOCK - 1u) * PACE < end; n += PACE * BLOCK) {
         var z: array<Unit, BLOCK>;
         var highest = maximum;
         //@unroll
         for (var b = 0u; b < BLOCK; b++) {
-            z[b] = load(x_row, n + b * LANES);
+            z[b] = load(x_row, n + b * PACE);
             highest = max(highest, highest_of(z[b]));
         }
         var sum = Unit(0.0);
@@ -205,7 +228,7 @@ fn main(
         total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(sum));
         maximum = highest;
     }
-    for (; n < end; n += LANES) {
+    for (; n < end; n += PACE) {
         let z = load(x_row, n);
         let highest = max(maximum, highest_of(z));
         total = fma(total, exp2((maximum - highest) * LOG2_E), sum_of(exp2((z - highest) * LOG2_E)));
@@ -256,27 +279,27 @@ fn main(
         let factor = exp2((held_maximum - maximum) * LOG2_E) * reciprocal(total);
         //@unroll
         for (var b = 0u; b < HELD; b++) {
-            let n = lane + b * LANES;
+            let n = first + b * PACE;
             if (n < end) {
-                let place = (y_row + n * WIDTH * params.y_element) / WIDTH;
+                let to = place(y_row, n, params.y_element);
 //@if LOG
-                y[place] = Stored(log_weights(held[b], maximum, total));
+                y[to] = Stored(log_weights(held[b], maximum, total));
 //@else
-                y[place] = Stored(held[b] * factor);
+                y[to] = Stored(held[b] * factor);
 //@endif
             }
         }
 //@endif
 //@if REST
         let inverse = reciprocal(total);
-        var n = begin + HELD * LANES + lane;
-        for (; n + (BLOCK - 1u) * LANES < end; n += LANES * BLOCK) {
+        var n = first + HELD * PACE;
+        for (; n + (BLOCK - 1u) * PACE < end; n += PACE * BLOCK) {
             //@unroll
             for (var b = 0u; b < BLOCK; b++) {
-                store(y_row, n + b * LANES, load(x_row, n + b * LANES), maximum, total, inverse);
+                store(y_row, n + b * PACE, load(x_row, n + b * PACE), maximum, total, inverse);
             }
         }
-        for (; n < end; n += LANES) {
+        for (; n < end; n += PACE) {
             store(y_row, n, load(x_row, n), maximum, total, inverse);
         }
 //@endif

@@ -28,7 +28,7 @@ pub(crate) struct Contents {
 
 /// Whom the data belongs to: another adapter or driver cannot use it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Owner {
+pub(crate) struct Owner {
     version: String,
     name: String,
     backend: String,
@@ -36,6 +36,34 @@ struct Owner {
     device: u32,
     driver: String,
     driver_info: String,
+}
+
+impl Owner {
+    pub fn of(info: &wgpu::AdapterInfo) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            name: info.name.clone(),
+            backend: info.backend.to_string(),
+            vendor: info.vendor,
+            device: info.device,
+            driver: info.driver.clone(),
+            driver_info: info.driver_info.clone(),
+        }
+    }
+
+    /// The name of the adapter's files, without what tells their kind.
+    pub fn stem(&self) -> String {
+        let name: String = self
+            .name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+            .take(48)
+            .collect();
+        format!(
+            "{}-{:x}-{:x}-{name}",
+            self.backend, self.vendor, self.device
+        )
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,25 +81,8 @@ pub(crate) struct CacheFile {
 
 impl CacheFile {
     pub fn new(folder: &Path, info: &wgpu::AdapterInfo) -> Self {
-        let owner = Owner {
-            version: env!("CARGO_PKG_VERSION").into(),
-            name: info.name.clone(),
-            backend: info.backend.to_string(),
-            vendor: info.vendor,
-            device: info.device,
-            driver: info.driver.clone(),
-            driver_info: info.driver_info.clone(),
-        };
-        let name: String = info
-            .name
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-            .take(48)
-            .collect();
-        let path = folder.join(format!(
-            "{}-{:x}-{:x}-{name}.foveate",
-            owner.backend, owner.vendor, owner.device
-        ));
+        let owner = Owner::of(info);
+        let path = folder.join(format!("{}.foveate", owner.stem()));
         Self { path, owner }
     }
 
@@ -127,7 +138,7 @@ impl CacheFile {
         })
     }
 
-    /// Replaces the file in one step: a reader sees the old or the new one.
+    /// Replaces the file.
     ///
     /// # Errors
     /// [`Error::File`] when the folder cannot be written.
@@ -145,23 +156,28 @@ impl CacheFile {
         bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
 
-        let write = || -> io::Result<()> {
-            if let Some(folder) = self.path.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            // A name of its own, so that no two saves, of any process or thread, write into one
-            // file.
-            static SAVES: AtomicU64 = AtomicU64::new(0);
-            let number = SAVES.fetch_add(1, Ordering::Relaxed);
-            let part = self
-                .path
-                .with_extension(format!("{}-{number}.part", std::process::id()));
-            fs::write(&part, &bytes)
-                .and_then(|()| fs::rename(&part, &self.path))
-                .inspect_err(|_| {
-                    let _ = fs::remove_file(&part);
-                })
-        };
-        write().map_err(|error| Error::file(&self.path, error))
+        write_whole(&self.path, &bytes)
     }
+}
+
+/// Replaces a file in one step: a reader sees the old or the new one. Makes its folder.
+///
+/// # Errors
+/// [`Error::File`] when the folder cannot be written.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || -> io::Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        // A name of its own, so that no two saves, of any process or thread, write into one file.
+        static SAVES: AtomicU64 = AtomicU64::new(0);
+        let number = SAVES.fetch_add(1, Ordering::Relaxed);
+        let part = path.with_extension(format!("{}-{number}.part", std::process::id()));
+        fs::write(&part, bytes)
+            .and_then(|()| fs::rename(&part, path))
+            .inspect_err(|_| {
+                let _ = fs::remove_file(&part);
+            })
+    };
+    write().map_err(|error| Error::file(path, error))
 }

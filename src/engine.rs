@@ -1,6 +1,11 @@
 //! The engine: a device, its caps and its pipeline cache.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     cache_file::{CacheFile, Contents},
@@ -11,19 +16,30 @@ use crate::{
     ops::{Args, Op, Slot},
     pipeline::{Counters, Pipeline, Pipelines, checked},
     plan::{Outline, Tuning},
+    tensor::{Layout, View},
+    tune::{self, Entry, Table, TableFile, Timed, Tuned, Tuner, TuningMode},
 };
 
 /// Attention on a device that somebody owns.
 ///
 /// The engine never submits, polls, or installs error handlers, except in the calls that take a
-/// queue for just that: [`Engine::warm_up`], [`Engine::warm_up_cached`] and [`Engine::measure`].
-/// Clones share the pipeline cache.
+/// queue for just that: [`Engine::warm_up`], [`Engine::warm_up_cached`], [`Engine::measure`] and
+/// [`Engine::tune`]. Clones share the pipeline cache and the tuning table.
 #[derive(Debug, Clone)]
 pub struct Engine {
     device: wgpu::Device,
     caps: Caps,
     pipelines: Arc<Pipelines>,
-    disk: Option<Arc<(CacheFile, Contents)>>,
+    disk: Option<Arc<Disk>>,
+    tuner: Arc<Tuner>,
+}
+
+/// What an engine keeps on disk.
+#[derive(Debug)]
+struct Disk {
+    file: CacheFile,
+    contents: Contents,
+    table: TableFile,
 }
 
 impl Engine {
@@ -37,26 +53,39 @@ impl Engine {
             caps: Caps::of(device),
             pipelines: Arc::new(Pipelines::new(device, None)),
             disk: None,
+            tuner: Arc::new(Tuner::new(TuningMode::default(), Table::default())),
         }
     }
 
-    /// An engine whose pipelines are remembered in a folder, one file per adapter.
+    /// An engine whose pipelines and tuning table are remembered in a folder, two files per adapter.
+    /// Its plans go by what was measured ([`TuningMode::Measured`]).
     ///
-    /// A file that is of no use is ignored with a warning. See [`Engine::warm_up_cached`] and
-    /// [`Engine::save_cache`].
+    /// A file that is of no use is ignored with a warning. See [`Engine::warm_up_cached`],
+    /// [`Engine::tune`] and [`Engine::save_cache`].
     pub fn with_cache(device: &wgpu::Device, folder: impl AsRef<Path>) -> Self {
-        let file = CacheFile::new(folder.as_ref(), &device.adapter_info());
+        let info = device.adapter_info();
+        let file = CacheFile::new(folder.as_ref(), &info);
         let contents = file.load();
+        let table = TableFile::new(folder.as_ref(), &info);
+        let tuner = Tuner::new(TuningMode::Measured, table.load());
         let blob = (!contents.blob.is_empty()).then_some(contents.blob.as_slice());
         Self {
             device: device.clone(),
             caps: Caps::of(device),
             pipelines: Arc::new(Pipelines::new(device, blob)),
-            disk: Some(Arc::new((file, contents))),
+            disk: Some(Arc::new(Disk {
+                file,
+                contents,
+                table,
+            })),
+            tuner: Arc::new(tuner),
         }
     }
 
-    /// The features that the engine uses where an adapter has them.
+    /// The features that the engine uses where an adapter has them, but for one that wgpu calls
+    /// experimental: `EXPERIMENTAL_COOPERATIVE_MATRIX`, for the matrix schedule. To opt in, add it,
+    /// with `ExperimentalFeatures::enabled()` in the device's descriptor, and give the engine the
+    /// adapter's list by [`Engine::with_caps`] with [`Caps::with_matrices`]. [`crate::Gpu`] does.
     pub fn wanted_features() -> wgpu::Features {
         wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_F16
@@ -69,6 +98,23 @@ impl Engine {
     pub fn with_caps(mut self, caps: Caps) -> Self {
         self.caps = caps;
         self
+    }
+
+    /// The same engine, with plans that choose in another way.
+    #[must_use]
+    pub fn with_tuning(mut self, mode: TuningMode) -> Self {
+        self.tuner = Arc::new(Tuner::new(mode, self.tuner.table()));
+        self
+    }
+
+    /// How plans choose.
+    pub fn tuning(&self) -> TuningMode {
+        self.tuner.mode
+    }
+
+    /// What was measured on this adapter so far.
+    pub fn tuning_table(&self) -> Table {
+        self.tuner.table()
     }
 
     /// What plans are made for.
@@ -86,12 +132,12 @@ impl Engine {
         self.pipelines.counters()
     }
 
-    /// Plans an op and compiles what it needs.
+    /// Plans an op, as the tuning mode chooses, and compiles what it needs. Never measures.
     ///
     /// # Errors
     /// [`Error::Invalid`] and [`Error::Unsupported`] as the op and the device have it.
     pub fn plan(&self, op: &Op) -> Result<Plan> {
-        self.plan_with(op, &Tuning::default())
+        self.compile(self.tuner.outline(op, &self.caps)?)
     }
 
     /// Plans an op with some choices fixed.
@@ -99,7 +145,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::plan`]; also when a fixed choice cannot run here.
     pub fn plan_with(&self, op: &Op, tuning: &Tuning) -> Result<Plan> {
-        let outline = Outline::new(op, &self.caps, tuning)?;
+        self.compile(Outline::new(op, &self.caps, tuning)?)
+    }
+
+    fn compile(&self, outline: Outline) -> Result<Plan> {
         let pipelines = outline
             .steps
             .iter()
@@ -138,7 +187,7 @@ impl Engine {
         // A kernel from the file that this device cannot run is skipped, like the rest of a file
         // that does not fit.
         let kernels: BTreeSet<Kernel> = disk
-            .1
+            .contents
             .kernels
             .iter()
             .copied()
@@ -156,8 +205,8 @@ impl Engine {
         Ok(count)
     }
 
-    /// Writes the cache file; does nothing without [`Engine::with_cache`]. What earlier processes
-    /// compiled stays listed.
+    /// Writes the cache file and the tuning table; does nothing without [`Engine::with_cache`]. What
+    /// earlier processes compiled and measured stays listed.
     ///
     /// # Errors
     /// [`Error::File`] when it cannot be written.
@@ -165,7 +214,8 @@ impl Engine {
         let Some(disk) = &self.disk else {
             return Ok(());
         };
-        let (file, _) = disk.as_ref();
+        disk.table.save(&self.tuner.table())?;
+        let file = &disk.file;
         // Other processes may have saved since this one loaded.
         let before = file.load();
         let mut contents = self.pipelines.contents();
@@ -201,6 +251,121 @@ impl Engine {
             self.caps.loop_budget = self.caps.loop_budget.min(done.max(1));
         }
         Ok(())
+    }
+
+    /// Times the `limit` candidates of each op that should cost least, and the rules' own choice, on
+    /// tensors of its own, and remembers the fastest for [`TuningMode::Measured`]. Submits to the
+    /// queue and waits, for as long as that takes: candidates are compiled too, up to seconds each.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`], when not even one candidate runs, and [`Error::Device`] when the device
+    /// cannot allocate the tensors.
+    pub fn tune(&self, queue: &wgpu::Queue, ops: &[Op], limit: usize) -> Result<Vec<Tuned>> {
+        ops.iter()
+            .map(|op| self.tune_one(queue, op, limit))
+            .collect()
+    }
+
+    fn tune_one(&self, queue: &wgpu::Queue, op: &Op, limit: usize) -> Result<Tuned> {
+        const ROUNDS: usize = 5;
+        // What cannot be planned at all says so here.
+        Outline::new(op, &self.caps, &Tuning::default())?;
+        let tensors = self.stand_ins(queue, op)?;
+        let mut chosen = tune::candidates(op, &self.caps);
+        // Candidates are all different, and the rules' choice has nothing fixed.
+        let rules = chosen
+            .iter()
+            .position(|candidate| candidate.tuning == Tuning::default())
+            .map(|place| chosen.remove(place));
+        chosen.truncate(limit);
+        chosen.extend(rules);
+
+        let mut failed = Vec::new();
+        let mut running = Vec::new();
+        for candidate in chosen {
+            let prepare = || {
+                let start = Instant::now();
+                let args = Args(
+                    tensors
+                        .iter()
+                        .map(|(slot, layout, buffer)| (*slot, View::new(buffer, layout.clone())))
+                        .collect(),
+                );
+                let call = self.plan_with(op, &candidate.tuning)?.bind(args)?;
+                self.run(queue, &call)?;
+                Ok((call, start.elapsed()))
+            };
+            match prepare() {
+                Ok((call, first)) => running.push((candidate, call, first, Vec::new())),
+                Err::<_, Error>(error) => failed.push((candidate.tuning, error.to_string())),
+            }
+        }
+        // In turn, so that a device that slows down slows down for all.
+        for _ in 0..ROUNDS {
+            for (_, call, _, times) in &mut running {
+                let start = Instant::now();
+                self.run(queue, call)?;
+                times.push(start.elapsed());
+            }
+        }
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let mut timed: Vec<Timed> = running
+            .into_iter()
+            .filter_map(|(candidate, _, first, mut times)| {
+                times.sort();
+                Some(Timed {
+                    tuning: candidate.tuning,
+                    estimated_ms: candidate.estimate.ms,
+                    ms: ms(*times.get(ROUNDS / 2)?),
+                    first_ms: ms(first),
+                })
+            })
+            .collect();
+        timed.sort_by(|a, b| a.ms.total_cmp(&b.ms));
+        let bucket = tune::bucket(op);
+        let Some(best) = timed.first() else {
+            let reasons: Vec<&str> = failed.iter().map(|(_, reason)| reason.as_str()).collect();
+            return Err(Error::Device(format!(
+                "no candidate ran: {}",
+                reasons.join("; ")
+            )));
+        };
+        let entry = Entry {
+            tuning: best.tuning,
+            ms: best.ms,
+            tried: timed.len(),
+        };
+        self.tuner.remember(bucket.clone(), entry);
+        Ok(Tuned {
+            bucket,
+            timed,
+            failed,
+        })
+    }
+
+    /// Buffers for the tensors of an op: all keys visible, all else zero.
+    fn stand_ins(&self, queue: &wgpu::Queue, op: &Op) -> Result<Vec<(Slot, Layout, wgpu::Buffer)>> {
+        op.tensors()
+            .into_iter()
+            .map(|(slot, layout)| {
+                let size = layout.end_bytes().next_multiple_of(4);
+                let buffer = checked(&self.device, || {
+                    let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                        label: Some("foveate tuning"),
+                        size,
+                        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                        mapped_at_creation: false,
+                    });
+                    // Lengths far past the end count as all keys, and masks as all ones.
+                    if matches!(slot, Slot::KvLen | Slot::Mask) {
+                        queue.write_buffer(&buffer, 0, &vec![0x01; size as usize]);
+                    }
+                    buffer
+                })
+                .map_err(Error::Device)?;
+                Ok((slot, layout.clone(), buffer))
+            })
+            .collect()
     }
 
     /// One dispatch of a kernel outside any op: warm-ups and measurements.

@@ -118,6 +118,7 @@ pub mod reference;
 pub mod shader;
 mod standalone;
 mod tensor;
+pub mod tune;
 
 pub use call::Call;
 pub use caps::Caps;
@@ -128,6 +129,7 @@ pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};
 pub use standalone::{ADAPTER_VARIABLE, Gpu, Tensor, adapters, choose};
 pub use tensor::{DType, Layout, View};
+pub use tune::TuningMode;
 
 /// The wgpu whose devices and buffers this crate takes.
 pub use wgpu;

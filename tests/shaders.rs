@@ -14,7 +14,7 @@ use foveate::{
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_matrix, attention_merge, attention_tile, ceiling_fma,
-        ceiling_stream, loop_count,
+        ceiling_matrix, ceiling_stream, ceiling_workgroup, loop_count,
     },
     plan::Outline,
 };
@@ -78,7 +78,7 @@ fn attention_inputs(into: &mut BTreeSet<Kernel>) {
                     if bits & 4 != 0 {
                         op = op.with_lse();
                     }
-                    for schedule in [Schedule::Subgroup, Schedule::Tile] {
+                    for schedule in [Schedule::Decode, Schedule::Subgroup, Schedule::Tile] {
                         for splits in [1, 2] {
                             let tuning = Tuning {
                                 schedule: Some(schedule),
@@ -129,14 +129,23 @@ fn attention_sizes(into: &mut BTreeSet<Kernel>) {
             plan(op, &caps(32), &Tuning::default(), into);
         }
     }
-    let subgroup = Tuning {
-        schedule: Some(Schedule::Subgroup),
-        ..small
-    };
-    for lanes in [4, 8, 16, 32, 64, 128] {
-        for half in [false, true] {
-            let op = attention(float(half), 40, 24);
-            plan(op, &caps(lanes), &subgroup, into);
+    for schedule in [Schedule::Decode, Schedule::Subgroup] {
+        let tuning = Tuning {
+            schedule: Some(schedule),
+            ..small
+        };
+        for lanes in [4, 8, 16, 32, 64, 128] {
+            for half in [false, true] {
+                let op = attention(float(half), 40, 24);
+                plan(op, &caps(lanes), &tuning, into);
+            }
+        }
+        let open = Tuning {
+            schedule: Some(schedule),
+            ..Tuning::default()
+        };
+        for dim in [16, 64, 80, 128, 256] {
+            plan(attention(DType::F32, dim, dim), &caps(8), &open, into);
         }
     }
 }
@@ -220,14 +229,44 @@ fn kernels() -> Vec<Kernel> {
     attention_matrices(&mut set);
     softmax_ops(&mut set);
     set.extend([
-        ceiling_fma::Variant { workgroup: 64 }.into(),
+        ceiling_fma::Variant {
+            f16: false,
+            workgroup: 64,
+        }
+        .into(),
+        ceiling_fma::Variant {
+            f16: true,
+            workgroup: 256,
+        }
+        .into(),
+        ceiling_workgroup::Variant { workgroup: 64 }.into(),
+        ceiling_matrix::Variant {
+            side: 16,
+            f16: true,
+            lanes: 32,
+        }
+        .into(),
+        ceiling_matrix::Variant {
+            side: 8,
+            f16: true,
+            lanes: 64,
+        }
+        .into(),
+        ceiling_matrix::Variant {
+            side: 8,
+            f16: false,
+            lanes: 64,
+        }
+        .into(),
         ceiling_stream::Variant {
             copy: false,
+            stretch: true,
             workgroup: 256,
         }
         .into(),
         ceiling_stream::Variant {
             copy: true,
+            stretch: false,
             workgroup: 64,
         }
         .into(),
@@ -385,6 +424,18 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             }
             (variant.subgroup, 0)
         }
+        Kernel::AttentionDecode(variant) => {
+            for (name, rust) in [
+                ("SUBGROUP", variant.subgroup),
+                ("ROWS", variant.rows),
+                ("STRETCH", variant.stretch),
+                ("D4", variant.d4),
+                ("V4", variant.v4),
+            ] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (variant.subgroup, 0)
+        }
         Kernel::AttentionTile(variant) => {
             for name in ["ROWS", "KEYS", "CHUNK"] {
                 eq(name, module.constant(name), attention_tile::TILE)?;
@@ -411,17 +462,34 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             (variant.workgroup, variant.workgroup_bytes())
         }
         Kernel::CeilingFma(variant) => {
-            let per_iteration = module.constant("CHAINS") * module.constant("STEPS") * 2;
-            eq("operations", per_iteration.into(), ceiling_fma::OPERATIONS)?;
-            (variant.workgroup, 0)
-        }
-        Kernel::CeilingStream(variant) => {
+            let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(
-                "LOADS",
-                module.constant("LOADS").into(),
-                ceiling_stream::LOADS,
+                "multiply-adds",
+                per_iteration.into(),
+                ceiling_fma::MULTIPLY_ADDS,
             )?;
             (variant.workgroup, 0)
+        }
+        Kernel::CeilingMatrix(variant) => {
+            let products = module.constant("CHAINS") * module.constant("STEPS");
+            let each = 2 * variant.side.pow(3);
+            let groups = module.constant("GROUPS");
+            let per_iteration = u64::from(products * each * groups);
+            eq("operations", per_iteration, variant.operations())?;
+            let bytes = if variant.f16 { 2 } else { 4 };
+            (
+                groups * variant.lanes,
+                2 * bytes * variant.side.pow(2) + 4 * module.constant("ROOM") * groups,
+            )
+        }
+        Kernel::CeilingStream(variant) => {
+            eq("LOADS", module.constant("LOADS"), variant.loads())?;
+            (variant.workgroup, 0)
+        }
+        Kernel::CeilingWorkgroup(variant) => {
+            let reads = module.constant("READS").into();
+            eq("READS", reads, ceiling_workgroup::READS)?;
+            (variant.workgroup, ceiling_workgroup::WORKGROUP_BYTES)
         }
         Kernel::LoopCount(_) => (1, 0),
     };
@@ -510,6 +578,7 @@ fn spirv_val(bytes: &[u8]) -> Result<Verdict, String> {
 fn has_matrices(kernel: Kernel) -> bool {
     match kernel {
         Kernel::AttentionMatrix(variant) => !variant.emulated,
+        Kernel::CeilingMatrix(_) => true,
         _ => false,
     }
 }

@@ -1,12 +1,16 @@
 //! What a device can do at most, measured by small kernels.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
-use super::time;
+use super::{Spread, time};
 use crate::{
-    DType, Gpu, Result, Tensor,
-    kernels::{ceiling_fma, ceiling_stream},
+    Call, DType, Error, Gpu, Result, Tensor,
+    engine::wait,
+    kernels::{Variant as _, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup},
     ops::Slot,
+    pipeline::checked,
 };
 
 /// The device's own ceilings.
@@ -14,79 +18,128 @@ use crate::{
 pub struct Ceilings {
     /// f32 multiply-adds, in GFLOP/s (two operations each).
     pub fma_gflops: f64,
+    /// f16 multiply-adds in pairs, in GFLOP/s, where the device has f16.
+    pub fma_f16_gflops: Option<f64>,
+    /// Multiply-adds of cooperative matrices with f32 sums, in GFLOP/s: the best of the kinds that the
+    /// device has, where it has any.
+    #[serde(default)]
+    pub matrix_gflops: Option<f64>,
     /// Streaming read, in GB/s (10^9 bytes).
     pub read_gbps: f64,
     /// Copy, bytes read plus bytes written, in GB/s.
     pub copy_gbps: f64,
+    /// Reads of workgroup memory, in GB/s, where there is enough of it to measure.
+    pub workgroup_gbps: Option<f64>,
+    /// A further dispatch in a pass, in microseconds: recording, launch and end.
+    pub dispatch_us: f64,
+    /// A submission of one dispatch and the wait for it, in microseconds.
+    pub submit_us: f64,
 }
 
-/// Measures the ceilings: the best of a few workgroup sizes, each a median of `runs`, over buffers
-/// well past any cache.
+/// Measures the ceilings: the best of a few workgroup sizes and access patterns, each a median of
+/// `runs`, over buffers well past any cache.
 ///
 /// # Errors
 /// [`crate::Error::Device`] when a launch fails.
 pub fn ceilings(gpu: &Gpu, runs: usize) -> Result<Ceilings> {
-    let sizes = WORKGROUPS
+    let caps = gpu.engine().caps();
+    let sizes: Vec<u32> = WORKGROUPS
         .into_iter()
-        .filter(|&size| size <= gpu.engine().caps().max_invocations);
-    let mut best = Ceilings {
-        fma_gflops: 0.0,
-        read_gbps: 0.0,
-        copy_gbps: 0.0,
+        .filter(|&size| size <= caps.max_invocations)
+        .collect();
+    let best = |measure: &dyn Fn(u32) -> Result<f64>| {
+        sizes
+            .iter()
+            .try_fold(0.0, |most: f64, &size| Ok(most.max(measure(size)?)))
     };
     // As large as one binding may be, within reason: caches are smaller.
-    let bytes = gpu.engine().caps().max_binding_bytes.min(512 << 20);
+    let bytes = caps.max_binding_bytes.min(512 << 20);
     let x = gpu.empty(DType::F32, [bytes / 4])?;
     let y = gpu.empty(DType::F32, [bytes / 4])?;
-    for workgroup in sizes {
-        best.fma_gflops = best.fma_gflops.max(fma(gpu, workgroup, runs)?);
-        if bytes < ceiling_stream::LOADS * 16 * u64::from(workgroup) {
-            continue;
-        }
-        let stream = |copy| stream(gpu, workgroup, copy, (&x, &y), runs);
-        best.read_gbps = best.read_gbps.max(stream(false)?);
-        best.copy_gbps = best.copy_gbps.max(stream(true)?);
-    }
-    Ok(best)
+    let streams = |copy| {
+        best(&|workgroup| {
+            [false, true]
+                .into_iter()
+                .try_fold(0.0, |most: f64, stretch| {
+                    let variant = ceiling_stream::Variant {
+                        copy,
+                        stretch,
+                        workgroup,
+                    };
+                    Ok(most.max(stream(gpu, variant, (&x, &y), runs)?))
+                })
+        })
+    };
+    let workgroup = ceiling_workgroup::Variant { workgroup: 64 };
+    let (dispatch_us, submit_us) = launches(gpu, runs)?;
+    Ok(Ceilings {
+        fma_gflops: best(&|workgroup| {
+            fma(
+                gpu,
+                ceiling_fma::Variant {
+                    f16: false,
+                    workgroup,
+                },
+                runs,
+            )
+        })?,
+        fma_f16_gflops: caps
+            .f16
+            .then(|| {
+                best(&|workgroup| {
+                    fma(
+                        gpu,
+                        ceiling_fma::Variant {
+                            f16: true,
+                            workgroup,
+                        },
+                        runs,
+                    )
+                })
+            })
+            .transpose()?,
+        matrix_gflops: matrices(gpu, runs)?,
+        read_gbps: streams(false)?,
+        copy_gbps: streams(true)?,
+        workgroup_gbps: workgroup
+            .supports(caps)
+            .is_ok()
+            .then(|| best(&|workgroup| shared(gpu, ceiling_workgroup::Variant { workgroup }, runs)))
+            .transpose()?,
+        dispatch_us,
+        submit_us,
+    })
 }
 
 /// Workgroup sizes tried: hardware wants few, software many invocations per launch.
 const WORKGROUPS: [u32; 3] = [64, 256, 1024];
-/// How long the multiply-adds should run at least, in ms, for the launch not to count.
+/// How long arithmetic should run at least, in ms, for the launch not to count.
 const LEAST_MS: f64 = 20.0;
-/// Loop iterations to begin with, where the loop budget allows.
-const FIRST_ITERATIONS: u32 = 512;
+/// Loop iterations to begin with, where the loop budget allows: little, since software may be slow at
+/// what hardware is made for.
+const FIRST_ITERATIONS: u32 = 8;
+/// Loop iterations past which more workgroups are tried first.
+const FEW_ITERATIONS: u32 = 512;
 /// The most workgroups of one launch.
 const MOST_WORKGROUPS: u32 = 1 << 14;
+/// Dispatches of one pass whose launches are timed.
+const LAUNCHES: usize = 256;
 
-/// GFLOP/s of multiply-adds.
-fn fma(gpu: &Gpu, workgroup: u32, runs: usize) -> Result<f64> {
-    let mut workgroups = 256u32;
+/// The rate of a kernel that loops over arithmetic, in 10^9 per second: `work` is what a workgroup
+/// does in one iteration. The kernel grows until a launch takes long enough to time.
+fn rate(gpu: &Gpu, runs: usize, work: f64, call: impl Fn(u32, u32) -> Result<Call>) -> Result<f64> {
+    let mut workgroups = 64u32;
     let most = gpu.engine().caps().loop_budget;
     let mut iterations = FIRST_ITERATIONS.min(most);
-    // Grow the work until a launch takes long enough to time: first fill the device.
     loop {
-        let y = gpu.empty(DType::F32, [u64::from(workgroups)])?;
-        let params = ceiling_fma::Params {
-            iterations,
-            a: 0.999,
-            b: 0.001,
-        };
-        let call = [gpu.engine().single(
-            ceiling_fma::Variant { workgroup }.into(),
-            &params.bytes(),
-            [workgroups, 1, 1],
-            &[(Slot::Y, y.buffer())],
-        )?];
+        let call = [call(workgroups, iterations)?];
         let largest = iterations > most / 2 && workgroups == MOST_WORKGROUPS;
         if largest || time(gpu, &call, 1)?.median() >= LEAST_MS {
-            let operations = ceiling_fma::OPERATIONS as f64
-                * f64::from(iterations)
-                * f64::from(workgroups)
-                * f64::from(workgroup);
-            return Ok(operations / time(gpu, &call, runs)?.median() / 1e6);
+            let done = work * f64::from(iterations) * f64::from(workgroups);
+            return Ok(done / time(gpu, &call, runs)?.median() / 1e6);
         }
-        if workgroups < MOST_WORKGROUPS {
+        // Enough per launch first, then a full device, then more of each.
+        if workgroups < MOST_WORKGROUPS && (iterations >= FEW_ITERATIONS || iterations > most / 2) {
             workgroups *= 2;
         } else {
             iterations *= 2;
@@ -94,20 +147,93 @@ fn fma(gpu: &Gpu, workgroup: u32, runs: usize) -> Result<f64> {
     }
 }
 
-/// GB/s through two buffers of the same size, or through the first alone.
+/// GFLOP/s of multiply-adds.
+fn fma(gpu: &Gpu, variant: ceiling_fma::Variant, runs: usize) -> Result<f64> {
+    let y = gpu.empty(DType::F32, [MOST_WORKGROUPS.into()])?;
+    let work = variant.operations() as f64 * f64::from(variant.workgroup);
+    rate(gpu, runs, work, |workgroups, iterations| {
+        let params = ceiling_fma::Params {
+            iterations,
+            a: 0.999,
+            b: 0.001,
+        };
+        gpu.engine().single(
+            variant.into(),
+            &params.bytes(),
+            [workgroups, 1, 1],
+            &[(Slot::Y, y.buffer())],
+        )
+    })
+}
+
+/// GFLOP/s of matrix multiply-adds; none where the device has no matrices.
+fn matrices(gpu: &Gpu, runs: usize) -> Result<Option<f64>> {
+    let caps = gpu.engine().caps();
+    let y = gpu.empty(DType::F32, [MOST_WORKGROUPS.into()])?;
+    let mut best = None;
+    for shape in &caps.matrices {
+        let variant = ceiling_matrix::Variant {
+            side: shape.side,
+            f16: shape.f16,
+            lanes: caps.subgroup.map_or(0, |(_, largest)| largest),
+        };
+        if variant.supports(caps).is_err() {
+            continue;
+        }
+        let rate = rate(
+            gpu,
+            runs,
+            variant.operations() as f64,
+            |workgroups, iterations| {
+                // Sums stay small: a matrix of 1/64 times one of 1/64 adds at most 1/256.
+                let params = ceiling_matrix::Params {
+                    iterations,
+                    a: 1.0 / 64.0,
+                    b: 1.0 / 64.0,
+                };
+                gpu.engine().single(
+                    variant.into(),
+                    &params.bytes(),
+                    [workgroups, 1, 1],
+                    &[(Slot::Y, y.buffer())],
+                )
+            },
+        )?;
+        best = Some(best.map_or(rate, |most: f64| most.max(rate)));
+    }
+    Ok(best)
+}
+
+/// GB/s of reads from workgroup memory.
+fn shared(gpu: &Gpu, variant: ceiling_workgroup::Variant, runs: usize) -> Result<f64> {
+    let y = gpu.empty(DType::F32, [u64::from(MOST_WORKGROUPS) * 4])?;
+    let work = (ceiling_workgroup::READS * 16 * u64::from(variant.workgroup)) as f64;
+    rate(gpu, runs, work, |workgroups, iterations| {
+        gpu.engine().single(
+            variant.into(),
+            &ceiling_workgroup::Params { iterations }.bytes(),
+            [workgroups, 1, 1],
+            &[(Slot::Y, y.buffer())],
+        )
+    })
+}
+
+/// GB/s through two buffers of the same size, or through the first alone; 0 where they are too small.
 fn stream(
     gpu: &Gpu,
-    workgroup: u32,
-    copy: bool,
+    variant: ceiling_stream::Variant,
     (x, y): (&Tensor, &Tensor),
     runs: usize,
 ) -> Result<f64> {
-    let per_group = ceiling_stream::LOADS * u64::from(workgroup);
+    let per_group = u64::from(variant.loads()) * u64::from(variant.workgroup);
     let side = u64::from(gpu.engine().caps().max_workgroups);
     let groups = (x.layout().elements() / 4 / per_group).min(side * side);
+    if groups == 0 {
+        return Ok(0.0);
+    }
     let wide = groups.min(side);
     let call = gpu.engine().single(
-        ceiling_stream::Variant { copy, workgroup }.into(),
+        variant.into(),
         &ceiling_stream::Params {
             groups: groups as u32,
         }
@@ -115,6 +241,49 @@ fn stream(
         [wide as u32, groups.div_ceil(wide) as u32, 1],
         &[(Slot::X, x.buffer()), (Slot::Y, y.buffer())],
     )?;
-    let bytes = groups * per_group * 16 * if copy { 2 } else { 1 };
+    let bytes = groups * per_group * 16 * if variant.copy { 2 } else { 1 };
     Ok(bytes as f64 / time(gpu, &[call], runs)?.median() / 1e6)
+}
+
+/// Wall time of a dispatch that does next to nothing, in microseconds: one more in a pass, and one
+/// submitted and waited for.
+fn launches(gpu: &Gpu, runs: usize) -> Result<(f64, f64)> {
+    let y = gpu.empty(DType::F32, [4])?;
+    let params = ceiling_fma::Params::default();
+    let variant = ceiling_fma::Variant {
+        f16: false,
+        workgroup: 64,
+    };
+    let call = gpu.engine().single(
+        variant.into(),
+        &params.bytes(),
+        [1, 1, 1],
+        &[(Slot::Y, y.buffer())],
+    )?;
+    let pass = |dispatches: usize| -> Result<f64> {
+        let mut times = Vec::new();
+        // The first run, in which drivers compile, does not count.
+        for run in 0..=runs.max(1) {
+            let start = Instant::now();
+            let index = checked(gpu.device(), || {
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                {
+                    let mut pass = encoder.begin_compute_pass(&Default::default());
+                    (0..dispatches).for_each(|_| call.record(&mut pass));
+                }
+                gpu.queue().submit([encoder.finish()])
+            })
+            .map_err(Error::Device)?;
+            wait(gpu.device(), index)?;
+            if run > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e6);
+            }
+        }
+        Spread::of(times)
+            .map(|spread| spread.median)
+            .ok_or_else(|| Error::invalid("runs", "0", "run at least once"))
+    };
+    let one = pass(1)?;
+    let many = pass(LAUNCHES + 1)?;
+    Ok(((many - one).max(0.0) / LAUNCHES as f64, one))
 }

@@ -1,6 +1,6 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
-use crate::{Attention, Causal, Op, Softmax, bench::Ceilings, ops::dims};
+use crate::{Attention, Op, Softmax, bench::Ceilings, ops::dims};
 
 /// The least that an op can cost.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -102,14 +102,7 @@ fn stored(layout: &crate::Layout) -> u64 {
 }
 
 fn attention_operations(op: &Attention) -> f64 {
-    let [batch, heads, m, head_dim] = dims(&op.q);
-    let [_, _, n, value_dim] = dims(&op.v);
-    let visible: f64 = match op.causal {
-        Causal::None => m as f64 * n as f64,
-        Causal::TopLeft => (0..m).map(|i| (i + 1).min(n) as f64).sum(),
-        Causal::BottomRight => (0..m)
-            .map(|i| (i + 1 + n).saturating_sub(m).min(n) as f64)
-            .sum(),
-    };
-    2.0 * (head_dim + value_dim) as f64 * visible * (batch * heads) as f64
+    let [batch, heads, _, head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    2.0 * (head_dim + value_dim) as f64 * op.visible_pairs() * (batch * heads) as f64
 }

@@ -2,10 +2,12 @@
 
 mod ceilings;
 mod cost;
+mod profile;
 mod timing;
 mod workload;
 
 pub use ceilings::{Ceilings, ceilings};
 pub use cost::{Cost, cost};
+pub use profile::Profile;
 pub use timing::{Spread, Timing, time};
 pub use workload::{AttentionShape, Row, SoftmaxShape, Workload};

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ceilings, Timing, cost, time};
+use std::time::Instant;
+
+use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
     Attention, AttentionArgs, Causal, DType, Error, Gpu, Layout, Op, Plan, Result, Softmax,
     SoftmaxArgs, Tensor, Tuning,
@@ -93,6 +95,8 @@ pub struct Row {
     pub shape: String,
     /// The schedule chosen.
     pub schedule: String,
+    /// Why.
+    pub why: String,
     /// Median that counts: GPU time where the device has timestamps, else wall time.
     pub median_ms: f64,
     /// Both clocks, with their spread.
@@ -110,12 +114,14 @@ pub struct Row {
     pub err_limit: f64,
     /// Scratch.
     pub scratch_bytes: u64,
+    /// Where host time goes.
+    pub profile: Profile,
 }
 
 impl Row {
-    /// Whether the result is right.
+    /// Whether the result is right, and nothing was compiled while the clock ran.
     pub fn passed(&self) -> bool {
-        self.err <= self.err_limit
+        self.err <= self.err_limit && self.profile.late_pipelines == 0
     }
 }
 
@@ -168,19 +174,25 @@ impl Workload {
         }
     }
 
-    /// Times the workload on a device and checks its result.
+    /// Times the workload on a device and checks its result. Without a tuning, the engine chooses.
     ///
     /// # Errors
     /// As planning, binding and running have them.
     pub fn measure(
         &self,
         gpu: &Gpu,
-        tuning: &Tuning,
+        tuning: Option<&Tuning>,
         ceilings: &Ceilings,
         runs: usize,
     ) -> Result<Row> {
         let op = self.op();
-        let plan = gpu.engine().plan_with(&op, tuning)?;
+        let make_plan = || match tuning {
+            Some(tuning) => gpu.engine().plan_with(&op, tuning),
+            None => gpu.engine().plan(&op),
+        };
+        let start = Instant::now();
+        let plan = make_plan()?;
+        let create = start.elapsed();
         let cost = cost(&op);
         // Sets of tensors in turn, so that none is still in a cache.
         let sets = ((PAST_CACHES / cost.bytes()) as usize).clamp(1, MOST_SETS);
@@ -191,7 +203,12 @@ impl Workload {
             .iter()
             .map(|set| set.bind(&plan))
             .collect::<Result<Vec<_>>>()?;
+        let mut profile = Profile::new(gpu, create, calls.first(), make_plan, || {
+            sets.first().map(|set| set.bind(&plan)).transpose()
+        })?;
+        let compiled = gpu.engine().counters().misses;
         let timing = time(gpu, &calls, runs)?;
+        profile.late_pipelines = gpu.engine().counters().misses - compiled;
         // Every set was run in the timed loop or just before; the last one is looked at.
         let (err, err_limit) = match sets.last() {
             Some(set) => set.error(gpu, &op)?,
@@ -203,6 +220,7 @@ impl Workload {
             workload: self.name().into(),
             shape: self.describe(),
             schedule: plan.outline().schedule.to_string(),
+            why: plan.outline().why.clone(),
             median_ms: ms,
             timing,
             gflops: cost.gflops(ms),
@@ -211,6 +229,7 @@ impl Workload {
             err,
             err_limit,
             scratch_bytes: plan.scratch_bytes(),
+            profile,
         })
     }
 

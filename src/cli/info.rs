@@ -142,7 +142,7 @@ fn facts(number: usize, adapter: &wgpu::Adapter, ceilings: bool) -> Facts {
 
 fn measure(adapter: &wgpu::Adapter, ceilings: bool) -> Result<Measured> {
     const RUNS: usize = 5;
-    let gpu = super::open_on(adapter)?;
+    let gpu = super::open_on(adapter, None)?;
     Ok(Measured {
         loop_budget: gpu.engine().caps().loop_budget,
         ceilings: ceilings.then(|| bench::ceilings(&gpu, RUNS)).transpose()?,

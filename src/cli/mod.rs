@@ -5,10 +5,15 @@ mod demo;
 mod info;
 mod output;
 mod run;
+mod suite;
 mod tensor_file;
+mod tune;
 mod verify;
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -26,6 +31,10 @@ struct Program {
     /// Print JSON instead of tables.
     #[arg(long, global = true)]
     json: bool,
+    /// Folder of the pipeline cache and the tuning table. Default: the environment variable
+    /// FOVEATE_CACHE; without it, nothing is kept. Plans go by what the table has measured.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -40,6 +49,8 @@ enum Command {
     Verify(verify::Args),
     /// Time ops beside the adapter's own ceilings.
     Bench(bench::Args),
+    /// Time the ways to run ops on this adapter, and remember the fastest.
+    Tune(tune::Args),
     /// Attention of a real sentence encoder on every adapter, with a page to look at.
     Demo(demo::Args),
 }
@@ -50,19 +61,26 @@ struct Globals {
     /// The adapter asked for, by argument or by variable.
     adapter: Option<String>,
     json: bool,
+    cache: Option<PathBuf>,
 }
 
 /// A schedule of attention, as an argument.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum AttentionSchedule {
+    /// Few rows, keys of its own for each lane.
+    Decode,
     Subgroup,
+    /// Cooperative matrices, where the device has them.
+    Matrix,
     Tile,
 }
 
 impl From<AttentionSchedule> for Schedule {
     fn from(schedule: AttentionSchedule) -> Self {
         match schedule {
+            AttentionSchedule::Decode => Self::Decode,
             AttentionSchedule::Subgroup => Self::Subgroup,
+            AttentionSchedule::Matrix => Self::Matrix,
             AttentionSchedule::Tile => Self::Tile,
         }
     }
@@ -82,12 +100,16 @@ pub fn main() -> ExitCode {
             .adapter
             .or_else(|| std::env::var(ADAPTER_VARIABLE).ok()),
         json: program.json,
+        cache: program
+            .cache
+            .or_else(|| std::env::var_os(CACHE_VARIABLE).map(PathBuf::from)),
     };
     let result = match program.command {
         Command::Info(args) => info::run(&args, &globals),
         Command::Run(args) => run::run(&args, &globals),
         Command::Verify(args) => verify::run(&args, &globals),
         Command::Bench(args) => bench::run(&args, &globals),
+        Command::Tune(args) => tune::run(&args, &globals),
         Command::Demo(args) => demo::run(&args, &globals),
     };
     match result {
@@ -102,14 +124,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Opens the adapter that the arguments choose, and measures what cannot be asked of it.
+/// Environment variable that names the folder of the cache.
+const CACHE_VARIABLE: &str = "FOVEATE_CACHE";
+
+/// Opens the adapter that the arguments choose, with their cache, and measures what cannot be asked
+/// of it.
 fn open(globals: &Globals) -> Result<Gpu> {
-    open_on(&choose(&adapters(), globals.adapter.as_deref())?)
+    let adapter = choose(&adapters(), globals.adapter.as_deref())?;
+    open_on(&adapter, globals.cache.as_deref())
 }
 
 /// Opens an adapter, and measures what cannot be asked of it.
-fn open_on(adapter: &wgpu::Adapter) -> Result<Gpu> {
-    let mut gpu = Gpu::on(adapter)?;
+fn open_on(adapter: &wgpu::Adapter, cache: Option<&Path>) -> Result<Gpu> {
+    let features = Gpu::wanted_features();
+    let mut gpu = Gpu::with(adapter, features, adapter.limits(), cache)?;
     gpu.measure()?;
     Ok(gpu)
 }

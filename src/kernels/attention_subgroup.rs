@@ -47,6 +47,8 @@ impl super::Variant for Variant {
             ("KEYS", self.keys),
             ("D4", self.d4),
             ("V4", self.v4),
+            ("K_CHUNK", self.d4.min(self.subgroup)),
+            ("V_CHUNK", self.v4.min(self.subgroup)),
         ]);
         list
     }

@@ -42,6 +42,10 @@ pub struct Variant {
     pub held: u32,
     /// Whether there may be more, which is read twice.
     pub rest: bool,
+    /// Vectors, or elements, that a lane reads per step of the rest.
+    pub block: u32,
+    /// Whether each lane takes a stretch of the row, instead of every `lanes`-th unit; then `held` is 0.
+    pub stretch: bool,
     /// What it does.
     pub phase: Phase,
     /// f16 storage.
@@ -74,6 +78,8 @@ impl super::Variant for Variant {
             ("LANES", self.lanes),
             ("HELD", self.held),
             ("REST", self.rest.into()),
+            ("BLOCK", self.block),
+            ("STRETCH", self.stretch.into()),
             ("F16", self.f16.into()),
             ("VEC4", self.vec4.into()),
             ("IN_PLACE", self.in_place.into()),

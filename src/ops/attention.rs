@@ -153,6 +153,27 @@ impl Attention {
             .unwrap_or_else(|| 1.0 / (*self.q.shape.last().unwrap_or(&1) as f32).sqrt())
     }
 
+    /// Pairs of query and key that causal masking leaves, per batch entry and query head. Masks and
+    /// `kv_len`, which only the device knows, are not counted.
+    pub fn visible_pairs(&self) -> f64 {
+        let [_, _, m, _] = dims(&self.q);
+        let [_, _, n, _] = dims(&self.k);
+        // Query i sees i + 1 + ahead keys, at least 0 and at most n.
+        let ahead = match self.causal {
+            Causal::None => return m as f64 * n as f64,
+            Causal::TopLeft => 0.0,
+            Causal::BottomRight => n as f64 - m as f64,
+        };
+        let (m, n) = (m as f64, n as f64);
+        let first = (1.0 + ahead).clamp(0.0, n);
+        let blind = (-ahead).clamp(0.0, m);
+        // Rows that see more with each row, then rows that see all.
+        let rising = (n - ahead - blind).clamp(0.0, m - blind);
+        let start = if blind > 0.0 { 1.0 } else { first };
+        let sloped = rising * (start + (start + rising - 1.0).min(n)) / 2.0;
+        sloped + (m - blind - rising) * n
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         for (slot, layout) in self.tensors() {
             let name = slot.name();

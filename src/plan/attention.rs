@@ -9,7 +9,7 @@ use crate::{
     caps::{Caps, MatrixShape},
     error::{Error, Result},
     kernels::{
-        AttentionIo, AttentionParams, Kernel, attention_matrix, attention_merge,
+        AttentionIo, AttentionParams, Kernel, attention_decode, attention_matrix, attention_merge,
         attention_subgroup, attention_tile,
     },
     ops::{Attention, Causal, Slot, dims},
@@ -26,14 +26,21 @@ const AXES: usize = 5;
 
 /// Keys below which a range is not worth a workgroup of its own.
 const LEAST_SPLIT_KEYS: u64 = 512;
-/// Packed rows below which most of a matrix would be empty.
+/// Rows per KV head below which most of a matrix would be empty.
 const LEAST_MATRIX_ROWS: u64 = 16;
+/// Rows per KV head up to which reading K and V once counts for more than sharing loads.
+const MOST_DECODE_ROWS: u64 = 8;
+/// Vectors of q, all rows of a workgroup, that the decode schedule holds.
+const DECODE_VECTORS: u64 = 256;
+/// Bytes of K that a lane of a software device reads before the lanes move on: two pages.
+const STRETCH_BYTES: u64 = 8192;
 /// Positions are compared as signed 32-bit numbers.
 const MAX_POSITIONS: u64 = 1 << 29;
 
 /// A schedule with its variant, as far as planning needs to know it.
 #[derive(Debug, Clone, Copy)]
 enum Choice {
+    Decode(attention_decode::Variant),
     Subgroup(attention_subgroup::Variant),
     Tile(attention_tile::Variant),
     Matrix(attention_matrix::Variant),
@@ -42,6 +49,7 @@ enum Choice {
 impl Choice {
     fn schedule(self) -> Schedule {
         match self {
+            Self::Decode(_) => Schedule::Decode,
             Self::Subgroup(_) => Schedule::Subgroup,
             Self::Tile(_) => Schedule::Tile,
             Self::Matrix(_) => Schedule::Matrix,
@@ -49,27 +57,38 @@ impl Choice {
     }
 
     fn kernel(self, partial: bool) -> Kernel {
+        let io = |io: AttentionIo| AttentionIo {
+            partial,
+            lse: io.lse && !partial,
+            ..io
+        };
         match self {
-            Self::Subgroup(mut variant) => {
-                variant.io.partial = partial;
-                variant.io.lse &= !partial;
-                variant.into()
+            Self::Decode(variant) => attention_decode::Variant {
+                io: io(variant.io),
+                ..variant
             }
-            Self::Tile(mut variant) => {
-                variant.io.partial = partial;
-                variant.io.lse &= !partial;
-                variant.into()
+            .into(),
+            Self::Subgroup(variant) => attention_subgroup::Variant {
+                io: io(variant.io),
+                ..variant
             }
-            Self::Matrix(mut variant) => {
-                variant.io.partial = partial;
-                variant.io.lse &= !partial;
-                variant.into()
+            .into(),
+            Self::Tile(variant) => attention_tile::Variant {
+                io: io(variant.io),
+                ..variant
             }
+            .into(),
+            Self::Matrix(variant) => attention_matrix::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
         }
     }
 
     fn tile_rows(self) -> u64 {
         match self {
+            Self::Decode(variant) => variant.rows.into(),
             Self::Subgroup(variant) => variant.tile_rows().into(),
             Self::Tile(_) => attention_tile::TILE.into(),
             Self::Matrix(variant) => variant.tile_rows().into(),
@@ -79,6 +98,7 @@ impl Choice {
     /// Keys per iteration of the loop over keys.
     fn step_keys(self) -> u64 {
         match self {
+            Self::Decode(variant) => variant.subgroup.into(),
             Self::Subgroup(variant) => variant.keys.into(),
             Self::Tile(_) => attention_tile::TILE.into(),
             Self::Matrix(variant) => variant.keys.into(),
@@ -87,15 +107,16 @@ impl Choice {
 
     /// The most keys that one invocation may loop over.
     fn most_keys(self, head_dim: u64, budget: u32) -> Option<u64> {
-        let step = self.step_keys();
-        let iterations = match self {
-            Self::Subgroup(variant) => variant.iterations(step),
-            Self::Tile(variant) => variant.iterations(step, head_dim),
-            Self::Matrix(variant) => variant.iterations(step),
-        };
         // One iteration less than the budget, for the check that ends the loop.
-        let steps = u64::from(budget.saturating_sub(1)) / iterations;
-        (steps > 0).then_some(steps * step)
+        let budget = u64::from(budget.saturating_sub(1));
+        let step = self.step_keys();
+        let keys = match self {
+            Self::Decode(variant) => variant.keys_in(budget),
+            Self::Subgroup(variant) => budget / variant.iterations(step) * step,
+            Self::Tile(variant) => budget / variant.iterations(step, head_dim) * step,
+            Self::Matrix(variant) => budget / variant.iterations(step) * step,
+        };
+        (keys > 0).then_some(keys)
     }
 }
 
@@ -118,16 +139,23 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
     };
     let [.., head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
-    let subgroup = Choice::Subgroup(subgroup_variant(op, io, caps, tuning)?);
+    check_numbers(tuning)?;
+    let decode = Choice::Decode(decode_variant(op, io, caps, tuning));
+    let subgroup = Choice::Subgroup(subgroup_variant(op, io, caps, tuning));
     let tile = Choice::Tile(attention_tile::Variant {
         v_chunks: small(value_dim.div_ceil(attention_tile::TILE.into())),
         io,
     });
-    let (matrix, too_few_rows) = matrix_variant(op, io, caps);
+    let matrix = matrix_variant(op, io, caps);
     let forced = |schedule| tuning.schedule.is_some_and(|wanted| wanted != schedule);
     let mut rejected = Rejected::new();
     let mut chosen: Option<(Choice, String)> = None;
     for (candidate, why) in [
+        (
+            decode,
+            "few rows per KV head: reading keys and values once is the cost, so each lane reads keys \
+             of its own",
+        ),
         (
             subgroup,
             "a load costs more than arithmetic on devices with subgroups this small, so each is \
@@ -162,6 +190,14 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         } else if candidate.most_keys(head_dim, caps.loop_budget).is_none() {
             Some("the loop budget is smaller than one step".into())
         } else if tuning.schedule.is_none()
+            && schedule == Schedule::Decode
+            && packed_rows(op) > MOST_DECODE_ROWS
+        {
+            Some(format!(
+                "{} rows per KV head are enough to share each load among",
+                packed_rows(op)
+            ))
+        } else if tuning.schedule.is_none()
             && schedule == Schedule::Subgroup
             && caps
                 .fixed_subgroup()
@@ -171,12 +207,13 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
                 "subgroups of more than 8 lanes: workgroup memory is the faster way to share"
                     .into(),
             )
-        } else if let Some(rows) = too_few_rows
-            && tuning.schedule.is_none()
+        } else if tuning.schedule.is_none()
             && schedule == Schedule::Matrix
+            && packed_rows(op) < LEAST_MATRIX_ROWS
         {
             Some(format!(
-                "{rows} packed rows of queries leave matrices empty"
+                "{} rows per KV head leave most of a matrix empty",
+                packed_rows(op)
             ))
         } else if tuning.schedule.is_none() && schedule == Schedule::Matrix && matrix.emulated {
             Some("emulated matrices are for tests alone".into())
@@ -207,26 +244,87 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
     Ok((choice, why, rejected))
 }
 
-/// The matrix variant, and how many packed rows there are where they are too few for it. Without
-/// matrices on the device it is one that no device supports, which says so.
-fn matrix_variant(
-    op: &Attention,
-    io: AttentionIo,
-    caps: &Caps,
-) -> (attention_matrix::Variant, Option<u64>) {
-    let [_, q_heads, q_len, head_dim] = dims(&op.q);
-    let [_, kv_heads, ..] = dims(&op.k);
+/// The matrix variant; without matrices on the device one that it does not support, which says so.
+fn matrix_variant(op: &Attention, io: AttentionIo, caps: &Caps) -> attention_matrix::Variant {
+    let [.., head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
-    let rows = (q_heads / kv_heads).saturating_mul(q_len);
     let shape = caps.matrix(io.f16).unwrap_or(MatrixShape {
         side: if io.f16 { 16 } else { 8 },
         f16: io.f16,
         emulated: false,
     });
-    let mut variant =
-        attention_matrix::Variant::new(shape, caps, io, (rows, small(head_dim), small(value_dim)));
+    let sizes = (packed_rows(op), small(head_dim), small(value_dim));
+    let mut variant = attention_matrix::Variant::new(shape, caps, io, sizes);
     variant.vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
-    (variant, (rows < LEAST_MATRIX_ROWS).then_some(rows))
+    variant
+}
+
+fn check_numbers(tuning: &Tuning) -> Result<()> {
+    for (name, number) in [("rows", tuning.rows), ("keys", tuning.keys)] {
+        if let Some(number) = number
+            && !(1..=8).contains(&number)
+        {
+            return Err(Error::invalid(
+                format!("tuning.{name}"),
+                number.to_string(),
+                "give a number from 1 to 8",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Query rows that share a KV head.
+fn packed_rows(op: &Attention) -> u64 {
+    let [_, q_heads, q_len, _] = dims(&op.q);
+    let [_, kv_heads, ..] = dims(&op.k);
+    q_heads / kv_heads.max(1) * q_len
+}
+
+fn decode_variant(
+    op: &Attention,
+    io: AttentionIo,
+    caps: &Caps,
+    tuning: &Tuning,
+) -> attention_decode::Variant {
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    let vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    let (d4, v4) = (vectors(head_dim, vec4), vectors(value_dim, vec4));
+    // Each row of q stays in registers, or in what takes their place.
+    let fit = (DECODE_VECTORS / u64::from(d4.max(v4))).max(1);
+    let rows = packed_rows(op)
+        .next_power_of_two()
+        .min(MOST_DECODE_ROWS)
+        .min(fit);
+    // A software device reads best when each lane stays in pages of its own; hardware, when
+    // neighbours read neighbours.
+    let software = caps
+        .fixed_subgroup()
+        .is_some_and(|size| size <= SOFTWARE_SUBGROUP);
+    let row_bytes =
+        op.k.strides
+            .get(2)
+            .map_or(1, |stride| stride * op.k.dtype.size())
+            .max(1);
+    let stretch = if software {
+        small(
+            (STRETCH_BYTES / row_bytes)
+                .clamp(1, 256)
+                .next_power_of_two(),
+        )
+    } else {
+        1
+    };
+    attention_decode::Variant {
+        subgroup: caps.subgroup.map_or(0, |(min, _)| min),
+        rows: tuning.rows.unwrap_or(small(rows)),
+        stretch,
+        d4,
+        v4,
+        vec4,
+        io,
+    }
 }
 
 fn subgroup_variant(
@@ -234,37 +332,29 @@ fn subgroup_variant(
     io: AttentionIo,
     caps: &Caps,
     tuning: &Tuning,
-) -> Result<attention_subgroup::Variant> {
+) -> attention_subgroup::Variant {
     let [.., head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
     let vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
-    for (name, number) in [("rows", tuning.rows), ("keys", tuning.keys)] {
-        if number.is_some_and(|number| !(1..=8).contains(&number)) {
-            return Err(Error::invalid(
-                format!("tuning.{name}"),
-                format!("{}", number.unwrap_or(0)),
-                "give a number from 1 to 8",
-            ));
-        }
-    }
-    // A row of q and one of o per query stay in registers: past 64 dims, fewer rows fit.
-    let wide = head_dim.max(value_dim);
-    let rows = if wide <= 64 {
-        4
-    } else if wide <= 128 {
-        2
-    } else {
-        1
+    // As many rows as stay near, each with a row of q and one of o; as many keys as keep the code of a
+    // step within a CPU's instruction cache, past which it runs at half the speed.
+    let (rows, keys) = match head_dim.max(value_dim) {
+        ..=16 => (4, 4),
+        ..=64 => (4, 2),
+        ..=96 => (4, 1),
+        ..=128 => (3, 1),
+        ..=192 => (2, 1),
+        _ => (1, 1),
     };
-    Ok(attention_subgroup::Variant {
+    attention_subgroup::Variant {
         subgroup: caps.subgroup.map_or(0, |(min, _)| min),
         rows: tuning.rows.unwrap_or(rows),
-        keys: tuning.keys.unwrap_or(4),
+        keys: tuning.keys.unwrap_or(keys),
         d4: vectors(head_dim, vec4),
         v4: vectors(value_dim, vec4),
         vec4,
         io,
-    })
+    }
 }
 
 /// Vectors of four in a row. Rows that are read element by element are padded, so that few

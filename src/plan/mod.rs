@@ -22,6 +22,8 @@ use crate::{
 pub enum Schedule {
     /// Attention: lanes own rows, keys and values go round by subgroup broadcast.
     Subgroup,
+    /// Attention: few rows, shared by the lanes of a subgroup, each of which reads keys of its own.
+    Decode,
     /// Attention: tiles in workgroup memory.
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
@@ -36,6 +38,7 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Subgroup => "subgroup",
+            Self::Decode => "decode",
             Self::Tile => "tile",
             Self::Matrix => "matrix",
             Self::Rows => "rows",
@@ -49,18 +52,48 @@ impl fmt::Display for Schedule {
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
     /// The schedule.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
-    /// Query rows per lane, subgroup schedule: 1 to 8. Fewer compile faster.
-    #[serde(default)]
+    /// Query rows per lane, subgroup schedule, or per workgroup, decode schedule: 1 to 8. Fewer
+    /// compile faster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u32>,
     /// Keys per step, subgroup schedule: 1 to 8. Fewer compile faster.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<u32>,
     /// Ranges into which the keys, or the rows of a softmax, of each slice are split: more where the
     /// loop budget asks for it, fewer where a range would be shorter than a step.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub splits: Option<u32>,
+}
+
+impl Tuning {
+    /// The variants that compile fastest, at half the speed or less: for tests, and for first frames
+    /// until a warm-up of the better ones is done.
+    pub const QUICK_START: Self = Self {
+        schedule: None,
+        rows: Some(1),
+        keys: Some(1),
+        splits: None,
+    };
+}
+
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        words.extend(self.schedule.map(|schedule| schedule.to_string()));
+        for (name, number) in [
+            ("rows", self.rows),
+            ("keys", self.keys),
+            ("splits", self.splits),
+        ] {
+            words.extend(number.map(|number| format!("{name} {number}")));
+        }
+        if words.is_empty() {
+            words.push("open".into());
+        }
+        f.write_str(&words.join(", "))
+    }
 }
 
 /// The range of a buffer that a step binds.
@@ -130,7 +163,12 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Attention(_) => &[Schedule::Subgroup, Schedule::Matrix, Schedule::Tile],
+            Op::Attention(_) => &[
+                Schedule::Decode,
+                Schedule::Subgroup,
+                Schedule::Matrix,
+                Schedule::Tile,
+            ],
         };
         if let Some(wanted) = tuning.schedule
             && !schedules.contains(&wanted)
@@ -211,7 +249,7 @@ fn grid(workgroups: u64, caps: &Caps) -> Result<[u32; 3]> {
 /// Ranges of keys, or of a row, are made until this many workgroups have work.
 const WANTED_WORKGROUPS: u64 = 64;
 /// Largest subgroup of a device that runs on CPU vectors: workgroup memory is slow there.
-const SOFTWARE_SUBGROUP: u32 = 8;
+pub(crate) const SOFTWARE_SUBGROUP: u32 = 8;
 
 /// Strides for a shader: those of axes that are 1 long never count, and may be anything.
 fn places(strides: [u64; 4], lens: [u64; 4]) -> [u32; 4] {

@@ -19,6 +19,13 @@ const ELEMENT: usize = 3;
 const LEAST_RANGE: u64 = 16_384;
 /// Vectors, or elements, that a lane reads per step.
 const BLOCK: u64 = 8;
+/// The same where each lane reads a stretch of its own.
+const STRETCH_BLOCK: u32 = 4;
+/// Bytes of a stretch from which a software device reads best when each lane has its own: a page.
+/// Several lanes in turn in one page are the worst, at a third of the speed.
+const LEAST_STRETCH_BYTES: u64 = 4096;
+/// Rows from which each may have a single lane of a software device.
+const MANY_ROWS: u64 = 512;
 /// Invocations of a workgroup on a software device, where there are rows enough.
 const MOST_SOFTWARE_INVOCATIONS: u32 = 512;
 /// Vectors, or elements, that a lane may hold of a row, which are read once.
@@ -296,7 +303,14 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> (Variant, String) {
         .max(prev_power_of_two((units / BLOCK).clamp(1, 32)))
         .min(most);
     let software = (2..=SOFTWARE_SUBGROUP).contains(&subgroup);
-    let (lanes, reduction, sharing) = if side_by_side {
+    let unit_bytes = op.x.dtype.size() * if vec4 { 4 } else { 1 };
+    let pages = |lanes: u64| software && units / lanes * unit_bytes >= LEAST_STRETCH_BYTES;
+    let count = Rows::count(&rows.lens);
+    let whole = pages(1) && count >= MANY_ROWS && units < caps.loop_budget.into();
+    let (lanes, reduction, sharing) = if whole {
+        let sharing = "rows are many and long: each invocation takes one, in pages of its own";
+        (1, Reduction::None, sharing.to_owned())
+    } else if side_by_side {
         let sharing = "rows lie side by side, so each invocation takes one";
         (1, Reduction::None, sharing.to_owned())
     } else if subgroup > 1 && units >= subgroup.into() && (software || wanted <= subgroup.into()) {
@@ -309,11 +323,11 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> (Variant, String) {
         let sharing = format!("{wanted} invocations per row, joined in workgroup memory");
         (small(wanted), Reduction::Workgroup, sharing)
     };
+    let stretch = whole || (pages(lanes.into()) && reduction == Reduction::Subgroup);
     // Software launches few large workgroups faster than many small ones, while there are enough.
-    let many = Rows::count(&rows.lens) * u64::from(lanes)
-        >= WANTED_WORKGROUPS / 2 * u64::from(MOST_SOFTWARE_INVOCATIONS);
-    let invocations = if software && many {
-        MOST_SOFTWARE_INVOCATIONS
+    let invocations = if software {
+        let fair = prev_power_of_two(count * u64::from(lanes) / (WANTED_WORKGROUPS / 2));
+        small(fair).clamp(if whole { 8 } else { 64 }, MOST_SOFTWARE_INVOCATIONS)
     } else {
         64
     };
@@ -329,12 +343,16 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> (Variant, String) {
             .max(invocations.min(small(prev_power_of_two(caps.max_invocations.into())))),
         lanes,
         reduction,
-        held: small(if rest {
+        held: small(if stretch {
+            0
+        } else if rest {
             most_held
         } else {
             share.next_power_of_two()
         }),
         rest,
+        block: if stretch { STRETCH_BLOCK } else { BLOCK as u32 },
+        stretch,
         phase: Phase::Whole,
         f16: op.x.dtype == DType::F16,
         vec4,

@@ -85,6 +85,10 @@ const SHARED: &[(&str, &str)] = &[
         "attention_tensors",
         include_str!("../../shaders/shared/attention_tensors.wgsl"),
     ),
+    (
+        "attention_vectors",
+        include_str!("../../shaders/shared/attention_vectors.wgsl"),
+    ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
         "online_softmax",

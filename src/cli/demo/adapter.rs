@@ -163,7 +163,7 @@ fn measure(
     mut next: impl FnMut(&'static str),
 ) -> Result<(Figures, Vec<Vec<f32>>)> {
     next("opening");
-    let gpu = open_on(adapter)?;
+    let gpu = open_on(adapter, None)?;
     next("attention");
     let bound = layers
         .iter()
@@ -351,6 +351,11 @@ mod tests {
                 fma_gflops: 1.0,
                 read_gbps: 1.0,
                 copy_gbps: 1.0,
+                fma_f16_gflops: None,
+                matrix_gflops: None,
+                workgroup_gbps: None,
+                dispatch_us: 1.0,
+                submit_us: 1.0,
             },
             gflops: 1.0,
             gbps: 1.0,

@@ -1,0 +1,311 @@
+//! Choosing among the ways to run an op: candidates, ranked by what they should cost, optionally
+//! timed on the device, and remembered per adapter.
+//!
+//! A plan never measures by itself. [`Engine::tune`](crate::Engine::tune) does, when the caller asks
+//! for it, and keeps the fastest candidate per [`bucket`] of problems in a [`Table`], which
+//! [`Engine::save_cache`](crate::Engine::save_cache) writes and
+//! [`Engine::with_cache`](crate::Engine::with_cache) reads.
+
+mod estimate;
+mod table;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use estimate::Estimate;
+pub(crate) use table::TableFile;
+pub use table::{Entry, Table};
+
+use crate::{
+    caps::Caps,
+    error::Result,
+    ops::{Attention, Causal, Op, dims},
+    plan::{Outline, SOFTWARE_SUBGROUP, Schedule, Tuning},
+    tensor::Layout,
+};
+
+/// Where a plan's choices come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TuningMode {
+    /// Fixed rules of op and caps: the same plan everywhere.
+    Off,
+    /// Tables that come with this crate for known classes of device; else, for large problems, the
+    /// candidate that should cost least; else the fixed rules.
+    #[default]
+    Heuristic,
+    /// What was measured on this adapter; else as [`TuningMode::Heuristic`].
+    Measured,
+}
+
+impl fmt::Display for TuningMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Heuristic => "heuristic",
+            Self::Measured => "measured",
+        })
+    }
+}
+
+/// A way to run an op, and what it should cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// What it fixes.
+    pub tuning: Tuning,
+    /// What it should cost.
+    pub estimate: Estimate,
+}
+
+/// A candidate that was timed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Timed {
+    /// What it fixes.
+    pub tuning: Tuning,
+    /// What it should cost, in ms on the device that the model was made on.
+    pub estimated_ms: f64,
+    /// Median wall time of a submission, in ms.
+    pub ms: f64,
+    /// First dispatch with the compilation, in ms; a driver's cache may make it short.
+    pub first_ms: f64,
+}
+
+/// What [`Engine::tune`](crate::Engine::tune) found for one op: the candidates, fastest first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tuned {
+    /// The bucket that the best is remembered for.
+    pub bucket: String,
+    /// All that ran.
+    pub timed: Vec<Timed>,
+    /// Candidates that could not run, with the reason.
+    pub failed: Vec<(Tuning, String)>,
+}
+
+/// Rows and keys of the subgroup schedule that are tried.
+const ROWS: [u32; 6] = [1, 2, 3, 4, 6, 8];
+const KEYS: [u32; 3] = [1, 2, 4];
+/// Longest compilation that is worth trying, as the model has it, in ms.
+const LONGEST_COMPILE_MS: f64 = 2500.0;
+/// Work from which choosing by estimate counts, in ms on the model's device.
+const LEAST_MS: f64 = 1.0;
+
+/// The ways to run an op on a device, cheapest first as the model has it. Without those that
+/// would compile very long.
+pub fn candidates(op: &Op, caps: &Caps) -> Vec<Candidate> {
+    let mut list: Vec<(Outline, Candidate)> = Vec::new();
+    for tuning in tunings(op) {
+        let Ok(outline) = Outline::new(op, caps, &tuning) else {
+            continue;
+        };
+        let estimate = Estimate::of(&outline, caps);
+        let slow = estimate.compile_ms > LONGEST_COMPILE_MS && !list.is_empty();
+        if !slow && !list.iter().any(|(other, _)| other.steps == outline.steps) {
+            list.push((outline, Candidate { tuning, estimate }));
+        }
+    }
+    let mut list: Vec<Candidate> = list.into_iter().map(|(_, candidate)| candidate).collect();
+    list.sort_by(|a, b| a.estimate.ms.total_cmp(&b.estimate.ms));
+    list
+}
+
+/// The numbers to try; the first is what the rules choose.
+fn tunings(op: &Op) -> Vec<Tuning> {
+    let open = Tuning::default();
+    let with = |schedule| Tuning {
+        schedule: Some(schedule),
+        ..open
+    };
+    let splits = [None, Some(1), Some(2), Some(4), Some(8), Some(16)];
+    let mut list = vec![open];
+    match op {
+        Op::Softmax(_) => {
+            list.push(with(Schedule::Rows));
+            list.extend(splits.map(|splits| Tuning {
+                splits,
+                ..with(Schedule::Ranges)
+            }));
+        }
+        Op::Attention(op) => {
+            let [.., q_len, _] = dims(&op.q);
+            if q_len <= MOST_DECODE_QUERIES {
+                for rows in [None, Some(1), Some(2), Some(4), Some(8)] {
+                    list.extend(splits.map(|splits| Tuning {
+                        rows,
+                        splits,
+                        ..with(Schedule::Decode)
+                    }));
+                }
+            }
+            for rows in ROWS {
+                list.extend(KEYS.map(|keys| Tuning {
+                    rows: Some(rows),
+                    keys: Some(keys),
+                    ..with(Schedule::Subgroup)
+                }));
+            }
+            for schedule in [Schedule::Matrix, Schedule::Tile] {
+                list.extend(splits.map(|splits| Tuning {
+                    splits,
+                    ..with(schedule)
+                }));
+            }
+        }
+    }
+    list
+}
+
+/// Queries up to which the decode schedule is tried.
+const MOST_DECODE_QUERIES: u64 = 64;
+
+/// The name of the problems that share a choice: the op, its inputs and dims, and the sizes that
+/// matter to their power of two.
+pub fn bucket(op: &Op) -> String {
+    let log2 = |number: u64| number.max(1).ilog2();
+    match op {
+        Op::Softmax(op) => {
+            // Any op may be asked about, also one that no plan would take.
+            let length = op.x.shape.get(op.axis).copied().unwrap_or(1);
+            let rows = op.x.elements() / length.max(1);
+            let along = op.x.strides.get(op.axis) == Some(&1);
+            format!(
+                "softmax {} rows 2^{} length 2^{}{}{}{}",
+                op.x.dtype,
+                log2(rows),
+                log2(length),
+                if along { "" } else { " strided" },
+                if op.log { " log" } else { "" },
+                if op.in_place { " in place" } else { "" },
+            )
+        }
+        Op::Attention(op) => attention_bucket(op),
+    }
+}
+
+fn attention_bucket(op: &Attention) -> String {
+    let log2 = |number: u64| number.max(1).ilog2();
+    let [batch, q_heads, q_len, head_dim] = dims(&op.q);
+    let [_, kv_heads, kv_len, value_dim] = dims(&op.v);
+    let group = q_heads / kv_heads.max(1);
+    let has = |there: bool, word: &str| {
+        if there {
+            format!(" {word}")
+        } else {
+            String::new()
+        }
+    };
+    let fours = |layout: &Layout| layout.strides.last() == Some(&1);
+    format!(
+        "attention {} dims {head_dim}+{value_dim} heads 2^{} rows 2^{} keys 2^{}{}{}{}{}{}",
+        op.q.dtype,
+        log2(batch * kv_heads),
+        log2(q_len * group),
+        log2(kv_len),
+        has(op.causal != Causal::None, "causal"),
+        has(op.mask.is_some(), "mask"),
+        has(op.bias.is_some(), "bias"),
+        has(op.kv_len.is_some(), "lengths"),
+        has(![&op.q, &op.k, &op.v].into_iter().all(fours), "strided"),
+    )
+}
+
+/// What chooses for an engine.
+#[derive(Debug, Default)]
+pub(crate) struct Tuner {
+    pub mode: TuningMode,
+    measured: Mutex<Table>,
+    // Choices made by estimate, which take a while to make.
+    estimated: Mutex<HashMap<(String, Caps), Option<Tuning>>>,
+}
+
+impl Tuner {
+    pub fn new(mode: TuningMode, measured: Table) -> Self {
+        Self {
+            mode,
+            measured: Mutex::new(measured),
+            estimated: Mutex::default(),
+        }
+    }
+
+    /// The table of measurements as it stands.
+    pub fn table(&self) -> Table {
+        self.measured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub fn remember(&self, bucket: String, entry: Entry) {
+        self.measured
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entries
+            .insert(bucket, entry);
+    }
+
+    /// Plans an op as the mode has it. A choice from a table that does not fit this very op gives
+    /// way to the fixed rules.
+    pub fn outline(&self, op: &Op, caps: &Caps) -> Result<Outline> {
+        op.check()?;
+        if let Some((tuning, why)) = self.choose(op, caps) {
+            match Outline::new(op, caps, &tuning) {
+                Ok(mut outline) => {
+                    outline.why = format!("{why}; {}", outline.why);
+                    return Ok(outline);
+                }
+                Err(error) => log::debug!("{why}, but: {error}"),
+            }
+        }
+        Outline::new(op, caps, &Tuning::default())
+    }
+
+    fn choose(&self, op: &Op, caps: &Caps) -> Option<(Tuning, String)> {
+        if self.mode == TuningMode::Off {
+            return None;
+        }
+        let bucket = bucket(op);
+        if self.mode == TuningMode::Measured
+            && let Some(entry) = self
+                .measured
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entries
+                .get(&bucket)
+        {
+            let why = format!("the fastest of {} measured on this adapter", entry.tried);
+            return Some((entry.tuning, why));
+        }
+        if let Some(entry) = Table::shipped(caps).and_then(|table| table.entries.get(&bucket)) {
+            let why = format!("the fastest of {} on devices of this class", entry.tried);
+            return Some((entry.tuning, why));
+        }
+        // The model is made for software devices; on others the rules know better.
+        let software = caps
+            .fixed_subgroup()
+            .is_some_and(|size| size <= SOFTWARE_SUBGROUP);
+        if !software {
+            return None;
+        }
+        let tuning = *self
+            .estimated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry((bucket, caps.clone()))
+            .or_insert_with(|| by_estimate(op, caps));
+        Some((tuning?, "should cost least".into()))
+    }
+}
+
+/// The cheapest candidate, when it is worth the search.
+fn by_estimate(op: &Op, caps: &Caps) -> Option<Tuning> {
+    // Softmax has one way worth taking per shape, which the rules know.
+    if matches!(op, Op::Softmax(_)) {
+        return None;
+    }
+    let best = candidates(op, caps).into_iter().next()?;
+    (best.estimate.ms >= LEAST_MS).then_some(best.tuning)
+}
