@@ -11,6 +11,21 @@ pub const UNMEASURED_LOOP_BUDGET: u32 = 65_535;
 /// Largest binding that plans use: elements are counted in 32 bits.
 const MOST_BINDING_BYTES: u64 = 1 << 31;
 
+/// A kind of cooperative matrices: both factors and the sum are `side` x `side`, and products are added
+/// up in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MatrixShape {
+    /// Rows and columns.
+    pub side: u32,
+    /// Whether the factors are f16; else they are f32.
+    pub f16: bool,
+    /// Loops in place of the device's instructions, for tests where there are none. No device is said
+    /// to have it, and no plan takes it without being asked for the matrix schedule.
+    #[doc(hidden)]
+    #[serde(default)]
+    pub emulated: bool,
+}
+
 /// Limits, features and measured facts of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Caps {
@@ -34,6 +49,8 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// Whether f16 storage is available.
     pub f16: bool,
+    /// Cooperative matrices; none unless the caps were made by [`Caps::with_matrices`].
+    pub matrices: Vec<MatrixShape>,
     /// Iterations that one outermost loop nest may take. [`UNMEASURED_LOOP_BUDGET`] until
     /// [`crate::Engine::measure`] has looked.
     pub loop_budget: u32,
@@ -63,8 +80,31 @@ impl Caps {
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
+            matrices: Vec::new(),
             loop_budget: UNMEASURED_LOOP_BUDGET,
         }
+    }
+
+    /// The caps of a device with its cooperative matrices, which only its adapter can list. There are
+    /// none unless the device was created with `EXPERIMENTAL_COOPERATIVE_MATRIX`.
+    pub fn with_matrices(device: &wgpu::Device, adapter: &wgpu::Adapter) -> Self {
+        let mut caps = Self::of(device);
+        if device
+            .features()
+            .contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+        {
+            caps.matrices = matrix_shapes(&adapter.cooperative_matrix_properties());
+        }
+        caps
+    }
+
+    /// The largest matrices of f16, or of f32, factors.
+    pub fn matrix(&self, f16: bool) -> Option<MatrixShape> {
+        self.matrices
+            .iter()
+            .copied()
+            .filter(|shape| shape.f16 == f16)
+            .max_by_key(|shape| shape.side)
     }
 
     /// The smallest device that WebGPU allows: what runs here runs everywhere.
@@ -80,6 +120,7 @@ impl Caps {
             max_workgroups: 65_535,
             subgroup: None,
             f16: false,
+            matrices: Vec::new(),
             loop_budget: UNMEASURED_LOOP_BUDGET,
         }
     }
@@ -122,5 +163,64 @@ impl Caps {
         self.subgroup
             .filter(|(min, max)| min == max && min.is_power_of_two())
             .map(|(size, _)| size)
+    }
+}
+
+/// Those that WGSL has types for and kernels can use.
+fn matrix_shapes(listed: &[wgpu::CooperativeMatrixProperties]) -> Vec<MatrixShape> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let mut shapes: Vec<MatrixShape> = listed
+        .iter()
+        .filter(|shape| [8, 16].contains(&shape.m_size))
+        .filter(|shape| shape.n_size == shape.m_size && shape.k_size == shape.m_size)
+        .filter(|shape| shape.cr_type == F32 && [F16, F32].contains(&shape.ab_type))
+        .map(|shape| MatrixShape {
+            side: shape.m_size,
+            f16: shape.ab_type == F16,
+            emulated: false,
+        })
+        .collect();
+    shapes.sort_unstable();
+    shapes.dedup();
+    shapes
+}
+
+#[cfg(test)]
+mod tests {
+    use wgpu::{CooperativeMatrixProperties, CooperativeScalarType as Scalar};
+
+    use super::*;
+
+    #[test]
+    fn only_square_matrices_with_sums_in_f32_are_used() {
+        let listed = |sides: [u32; 3], ab_type, cr_type| CooperativeMatrixProperties {
+            m_size: sides[0],
+            n_size: sides[1],
+            k_size: sides[2],
+            ab_type,
+            cr_type,
+            saturating_accumulation: false,
+        };
+        let shapes = matrix_shapes(&[
+            listed([16, 8, 16], Scalar::F16, Scalar::F32),
+            listed([8, 16, 16], Scalar::F16, Scalar::F32),
+            listed([16, 16, 16], Scalar::F16, Scalar::F16),
+            listed([16, 16, 16], Scalar::F16, Scalar::F32),
+            listed([16, 16, 16], Scalar::F16, Scalar::F32),
+            listed([16, 16, 16], Scalar::I32, Scalar::I32),
+            listed([8, 8, 8], Scalar::F32, Scalar::F32),
+        ]);
+        let shape = |side, f16| MatrixShape {
+            side,
+            f16,
+            emulated: false,
+        };
+        assert_eq!(shapes, [shape(8, false), shape(16, true)]);
+        let caps = Caps {
+            matrices: vec![shape(8, true), shape(16, true)],
+            ..Caps::minimum()
+        };
+        assert_eq!(caps.matrix(true), Some(shape(16, true)));
+        assert_eq!(caps.matrix(false), None);
     }
 }

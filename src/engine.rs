@@ -82,7 +82,10 @@ impl Engine {
         }
     }
 
-    /// The features that the engine uses where an adapter has them.
+    /// The features that the engine uses where an adapter has them, but for one that wgpu calls
+    /// experimental: `EXPERIMENTAL_COOPERATIVE_MATRIX`, for the matrix schedule. To opt in, add it,
+    /// with `ExperimentalFeatures::enabled()` in the device's descriptor, and give the engine the
+    /// adapter's list by [`Engine::with_caps`] with [`Caps::with_matrices`]. [`crate::Gpu`] does.
     pub fn wanted_features() -> wgpu::Features {
         wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_F16

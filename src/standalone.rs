@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     call::Call,
+    caps::Caps,
     engine::{Engine, read_buffer},
     error::{Error, Result},
     ops::{Args, Attention, AttentionArgs, Merge, MergeArgs, Op, Softmax, SoftmaxArgs},
@@ -128,7 +129,12 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] when the adapter gives no device.
     pub fn on(adapter: &wgpu::Adapter) -> Result<Self> {
-        Self::with(adapter, Engine::wanted_features(), adapter.limits(), None)
+        Self::with(adapter, Self::wanted_features(), adapter.limits(), None)
+    }
+
+    /// [`Engine::wanted_features`] and cooperative matrices, which wgpu calls experimental.
+    pub fn wanted_features() -> wgpu::Features {
+        Engine::wanted_features() | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
     }
 
     /// Opens a device with at most these features and just these limits, and a folder for the
@@ -142,10 +148,20 @@ impl Gpu {
         limits: wgpu::Limits,
         cache: Option<&Path>,
     ) -> Result<Self> {
+        let required_features = features & adapter.features();
+        let matrices = required_features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("foveate"),
-            required_features: features & adapter.features(),
+            required_features,
             required_limits: limits,
+            experimental_features: if matrices {
+                // SAFETY: what wgpu asks for is care with features whose checks have gaps. Of these,
+                // kernels use cooperative matrices alone: within workgroup memory, on shapes that
+                // the adapter lists, and in control flow that is uniform in each subgroup.
+                unsafe { wgpu::ExperimentalFeatures::enabled() }
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -159,7 +175,8 @@ impl Gpu {
         let engine = match cache {
             Some(folder) => Engine::with_cache(&device, folder),
             None => Engine::new(&device),
-        };
+        }
+        .with_caps(Caps::with_matrices(&device, adapter));
         Ok(Self {
             info: adapter.get_info(),
             queue,

@@ -2,8 +2,13 @@
 
 mod common;
 
-use common::{Problem, gpus, name, say};
-use foveate::{Caps, Causal, DType, Gpu, Schedule, Tuning, reference::noise};
+use std::{cell::RefCell, collections::BTreeSet};
+
+use common::{Problem, gpus, name, say, with_emulated_matrices};
+use foveate::{
+    Attention, Caps, Causal, DType, Gpu, Layout, Schedule, Tuning, kernels::Kernel, plan::Outline,
+    reference::noise,
+};
 
 /// Variants that compile fast, for sweeps over shapes.
 const CHEAP: Tuning = Tuning {
@@ -25,6 +30,14 @@ const TILE: Tuning = Tuning {
     splits: None,
 };
 
+/// On emulated matrices, where the device has none of its own.
+const MATRIX: Tuning = Tuning {
+    schedule: Some(Schedule::Matrix),
+    rows: None,
+    keys: None,
+    splits: None,
+};
+
 const F32: f64 = 1e-5;
 const F16: f64 = 2e-3;
 
@@ -32,7 +45,14 @@ const F16: f64 = 2e-3;
 fn each(check: impl Fn(&Gpu, &Tuning, &str)) {
     let mut ran = 0;
     for gpu in gpus() {
-        for tuning in &[CHEAP, DECODE, TILE] {
+        let emulated = with_emulated_matrices(gpu, 8, false);
+        let all = [
+            (gpu, &CHEAP),
+            (gpu, &DECODE),
+            (gpu, &TILE),
+            (&emulated, &MATRIX),
+        ];
+        for (gpu, tuning) in all {
             if !runs(gpu, tuning) {
                 say(format_args!(
                     "skipped: {} has no fixed subgroup size",
@@ -184,7 +204,12 @@ fn half_precision_storage() {
             say(format_args!("skipped: {} has no f16", name(gpu)));
             continue;
         }
-        for tuning in [CHEAP, TILE].into_iter().filter(|t| runs(gpu, t)) {
+        let emulated = [16, 8].map(|side| with_emulated_matrices(gpu, side, true));
+        let [large, small] = &emulated;
+        for (gpu, tuning) in [(gpu, CHEAP), (gpu, TILE), (large, MATRIX), (small, MATRIX)] {
+            if !runs(gpu, &tuning) {
+                continue;
+            }
             for (dim, pad) in [(16, None), (5, None), (16, Some(1))] {
                 let mut problem = Problem::new([1, 4, 2], [9, 33], dim);
                 problem.dtype = DType::F16;
@@ -400,6 +425,113 @@ fn default_tiles_with_every_input() {
             );
         }
     }
+}
+
+/// The matrix schedule on emulated matrices of every kind that an adapter can store, with the tiles that
+/// devices with less and less workgroup memory get.
+fn each_matrix_tile(check: impl Fn(&Gpu, DType, &str)) {
+    let mut ran = 0;
+    for gpu in gpus() {
+        for (side, f16) in [(16, true), (8, true), (8, false)] {
+            let emulated = with_emulated_matrices(gpu, side, f16);
+            let caps = emulated.engine().caps().clone();
+            if f16 && !caps.f16 {
+                say(format_args!("skipped: {} has no f16", name(gpu)));
+                continue;
+            }
+            for kib in [32, 24, 16] {
+                let mut gpu = emulated.clone();
+                *gpu.engine_mut() = emulated.engine().clone().with_caps(Caps {
+                    workgroup_bytes: caps.workgroup_bytes.min(kib << 10),
+                    ..caps.clone()
+                });
+                let dtype = if f16 { DType::F16 } else { DType::F32 };
+                let label = format!("{}, {side}x{side} {dtype}, {kib} KiB", name(&gpu));
+                check(&gpu, dtype, &label);
+                ran += 1;
+            }
+        }
+    }
+    assert!(ran > 0, "nothing ran");
+}
+
+#[test]
+fn matrices_of_every_kind() {
+    let tiles = RefCell::new(BTreeSet::new());
+    each_matrix_tile(|gpu, dtype, label| {
+        let mut problem = Problem::new([2, 4, 2], [75, 90], 20);
+        problem.dtype = dtype;
+        problem.causal = Causal::BottomRight;
+        problem.lens = Some(vec![90, 61]);
+        problem.mask = Some([1, 4, 75, 90]);
+        problem.bias = Some([2, 1, 75, 90]);
+        for (dims, pad, splits) in [
+            ((20, 12), None, None),
+            ((5, 33), Some(3), None),
+            ((16, 24), Some(4), Some(2)),
+        ] {
+            (problem.head_dim, problem.value_dim) = dims;
+            problem.bshd = pad;
+            let tuning = Tuning { splits, ..MATRIX };
+            let (o, lse) = problem
+                .errors(gpu, &tuning)
+                .unwrap_or_else(|error| panic!("{label}: {error}"));
+            // Weights in f16 are off by up to 2^-12 each, on top of what storing o in f16 costs.
+            let most = if dtype == DType::F16 {
+                let (stored, _) = problem.errors(gpu, &TILE).expect("runs");
+                stored + F16 / 2.0
+            } else {
+                F32
+            };
+            assert!(
+                o <= most && lse <= F32,
+                "{label}: o {o:e} of {most:e}, lse {lse:e}: {problem:?}"
+            );
+        }
+        let op = Attention::new(
+            Layout::new(dtype, [1, 1, 200, 16]),
+            Layout::new(dtype, [1, 1, 64, 16]),
+            Layout::new(dtype, [1, 1, 64, 16]),
+        );
+        let outline = Outline::new(&op.into(), gpu.engine().caps(), &MATRIX).expect("plans");
+        if let Kernel::AttentionMatrix(variant) = outline.steps[0].kernel {
+            tiles
+                .borrow_mut()
+                .insert((variant.side, variant.strips, variant.keys));
+        }
+    });
+    let tiles = tiles.into_inner();
+    assert!(tiles.len() >= 4, "only these tiles: {tiles:?}");
+}
+
+/// Maxima that grow from tile to tile, at a pace of its own for each row: sums so far are brought to a
+/// new maximum now in this row, now in that, and what came before still counts.
+#[test]
+fn matrix_sums_follow_growing_maxima() {
+    each_matrix_tile(|gpu, dtype, label| {
+        let (m, n, d) = (70, 150, 8);
+        let mut problem = Problem::new([1, 1, 1], [m, n], d);
+        problem.dtype = dtype;
+        problem.scale = Some(std::f32::consts::LN_2);
+        let mut q = vec![0.0; m * d];
+        for (row, q) in q.chunks_mut(d).enumerate() {
+            q[row % d] = (row % 7) as f32 * 0.125;
+        }
+        // Scores in base 2 of 0 to 0.75 per key, so up to 24 from one tile of 32 to the next.
+        let k: Vec<f32> = (0..n * d).map(|at| (at / d) as f32).collect();
+        let v: Vec<f32> = noise(3, n * d)
+            .iter()
+            .map(|&x| half::f16::from_f32(x).to_f32())
+            .collect();
+        let turned: Vec<f32> = k.iter().map(|x| (n - 1) as f32 - x).collect();
+        for k in [&k, &turned] {
+            let (o, lse) = problem
+                .check(gpu, &MATRIX, (&q, k, &v), None, None)
+                .unwrap_or_else(|error| panic!("{label}: {error}"));
+            let most = if dtype == DType::F16 { F16 } else { F32 };
+            assert!(o <= most && lse <= F32, "{label}: o {o:e}, lse {lse:e}");
+        }
+    });
 }
 
 /// Some models mask with the least finite number: a row of nothing else is a mean of its values, not

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use foveate::{
     Attention, Caps, Causal, DType, Error, Layout, Merge, Op, Schedule, Softmax, Tuning,
+    caps::MatrixShape,
     kernels::{Kernel, attention_merge::Source, softmax::Phase},
     ops::Slot,
     plan::{Outline, Range, Step},
@@ -94,6 +95,21 @@ fn iterations(step: &Step) -> u64 {
             let scores = of("head_dim").div_ceil(32) * (1 + 16 + 32);
             let values = u64::from(variant.v_chunks) * (16 + 32);
             keys.div_ceil(32) * (1 + scores + 4 * 8 + values)
+        }
+        Kernel::AttentionMatrix(variant) => {
+            // Counted from the WGSL. Per tile of keys one turn; loads of keys and of values, four
+            // elements at a time; for each product one turn for the strips and one per matrix of
+            // keys; for sums that are scaled, per chunk two turns and four elements at a time.
+            let keys = of("split_keys").min(of("kv_len"));
+            let (side, per_tile) = (u64::from(variant.side), u64::from(variant.keys));
+            let threads = 4 * u64::from(variant.lanes);
+            let row_of = |dim: u64| dim.div_ceil(side) * side / 4;
+            let loads = (per_tile * row_of(of("head_dim"))).div_ceil(threads)
+                + (per_tile * row_of(of("value_dim"))).div_ceil(threads);
+            let products = 2 * (1 + per_tile / side);
+            let scaled = (u64::from(variant.tile_rows()) * per_tile / 4).div_ceil(threads);
+            let chunks = (row_of(of("value_dim")) * 4).div_ceil(per_tile);
+            keys.div_ceil(per_tile) * (1 + loads + products + 1 + chunks * (2 + scaled))
         }
         Kernel::AttentionMerge(_) => of("splits"),
         Kernel::Softmax(variant) => {
@@ -232,7 +248,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
     }
     // Each schedule of the op is chosen or rejected.
     let all = match outline.op {
-        Op::Attention(_) => 3,
+        Op::Attention(_) => 4,
         Op::Softmax(_) => 2,
         Op::Merge(_) => 1,
     };
@@ -281,12 +297,130 @@ fn schedules_by_caps() {
     ] {
         let outline = planned(op.clone(), &caps);
         assert_eq!(outline.schedule, schedule, "{caps:?}");
-        let told = outline
-            .rejected
-            .iter()
-            .any(|(other, why)| *other != Schedule::Decode && why.contains(reason));
+        let told = outline.rejected.iter().any(|(other, why)| {
+            !matches!(other, Schedule::Decode | Schedule::Matrix) && why.contains(reason)
+        });
         assert!(told, "{:?}", outline.rejected);
     }
+}
+
+/// A GPU whose subgroups have 32 lanes and multiply matrices of f16.
+fn with_matrices() -> Caps {
+    Caps {
+        workgroup_bytes: 48 << 10,
+        subgroup: Some((32, 32)),
+        matrices: vec![MatrixShape {
+            side: 16,
+            f16: true,
+            emulated: false,
+        }],
+        ..lavapipe()
+    }
+}
+
+fn halved(shape: [u64; 7]) -> Attention {
+    let mut op = attention(shape);
+    for layout in [&mut op.q, &mut op.k, &mut op.v, &mut op.o] {
+        layout.dtype = DType::F16;
+    }
+    op
+}
+
+#[test]
+fn matrices_where_they_fit() {
+    let with = |change: fn(&mut Caps)| {
+        let mut caps = with_matrices();
+        change(&mut caps);
+        caps
+    };
+    let shape = [1, 8, 2, 256, 256, 64, 64];
+    let emulated = |caps: &mut Caps| caps.matrices[0].emulated = true;
+    let eights = |caps: &mut Caps| {
+        caps.matrices = vec![MatrixShape {
+            side: 8,
+            f16: false,
+            emulated: false,
+        }];
+        caps.subgroup = Some((4, 64));
+    };
+    // Why not matrices; nothing where they are chosen.
+    for (op, caps, reason) in [
+        (halved(shape), with_matrices(), ""),
+        (halved([1, 1, 1, 16, 256, 64, 64]), with_matrices(), ""),
+        (halved([1, 8, 1, 2, 256, 64, 64]), with_matrices(), ""),
+        (
+            halved([1, 8, 8, 15, 256, 64, 64]),
+            with_matrices(),
+            "15 rows per KV head",
+        ),
+        // What is stored as f32 is never rounded to f16.
+        (attention(shape), with_matrices(), "no 8x8 matrices of f32"),
+        (attention(shape), with(eights), ""),
+        (halved(shape), with(eights), "no 16x16 matrices of f16"),
+        (
+            halved(shape),
+            with(|caps| caps.matrices.clear()),
+            "no 16x16 matrices of f16",
+        ),
+        (
+            halved(shape),
+            with(|caps| caps.subgroup = None),
+            "no subgroup operations",
+        ),
+        (
+            halved([1, 8, 2, 256, 256, 128, 128]),
+            with(|caps| caps.workgroup_bytes = 16 << 10),
+            "bytes of workgroup memory",
+        ),
+        (
+            halved(shape),
+            with(|caps| caps.max_invocations = 64),
+            "128 invocations",
+        ),
+        (
+            halved(shape),
+            with(|caps| caps.max_storage_buffers = 3),
+            "storage buffers",
+        ),
+        (halved(shape), with(emulated), "for tests alone"),
+        (
+            halved(shape),
+            with(|caps| caps.subgroup = Some((8, 8))),
+            "fits better",
+        ),
+    ] {
+        let text = format!("{:?}, {caps:?}", op.q);
+        if reason.contains("storage buffers") {
+            // No other schedule can either.
+            let error = outline(op, &caps).expect_err("too few buffers");
+            assert!(error.to_string().contains(reason), "{error}");
+            continue;
+        }
+        let outline = planned(op, &caps);
+        let why = outline
+            .rejected
+            .iter()
+            .find(|(other, _)| *other == Schedule::Matrix)
+            .map_or("", |(_, why)| why.as_str());
+        assert_eq!(
+            outline.schedule == Schedule::Matrix,
+            reason.is_empty(),
+            "{text}: {why}"
+        );
+        assert!(why.contains(reason), "{text}: {why}");
+    }
+    // Few rows take a smaller tile, and so does a device with less workgroup memory.
+    let tile = |op: Attention, caps: &Caps| match planned(op, caps).steps[0].kernel {
+        Kernel::AttentionMatrix(variant) => (variant.tile_rows(), variant.keys),
+        ref other => panic!("{other:?}"),
+    };
+    assert_eq!(tile(halved(shape), &with_matrices()), (128, 32));
+    let short = halved([1, 8, 2, 16, 256, 64, 64]);
+    assert_eq!(tile(short, &with_matrices()), (64, 32));
+    let wide = halved([1, 8, 2, 256, 256, 256, 256]);
+    assert_eq!(tile(wide, &with_matrices()), (64, 32));
+    let small = with(|caps| caps.workgroup_bytes = 16 << 10);
+    assert_eq!(tile(halved(shape), &small), (64, 16));
 }
 
 #[test]
@@ -992,6 +1126,22 @@ fn any_caps() -> impl Strategy<Value = Caps> {
                     max_workgroups: groups,
                     subgroup,
                     f16,
+                    matrices: if kib % 2 == 0 {
+                        vec![
+                            MatrixShape {
+                                side: 16,
+                                f16: true,
+                                emulated: false,
+                            },
+                            MatrixShape {
+                                side: 8,
+                                f16: false,
+                                emulated: false,
+                            },
+                        ]
+                    } else {
+                        Vec::new()
+                    },
                     loop_budget,
                 }
             },
@@ -1196,6 +1346,7 @@ fn any_tuning() -> impl Strategy<Value = Tuning> {
         6 => Just(None),
         1 => Just(Some(Schedule::Subgroup)),
         1 => Just(Some(Schedule::Tile)),
+        1 => Just(Some(Schedule::Matrix)),
         1 => Just(Some(Schedule::Rows)),
         1 => Just(Some(Schedule::Ranges)),
     ];

@@ -11,9 +11,10 @@ use std::{
 
 use foveate::{
     Attention, Caps, Causal, DType, Layout, Merge, Op, Schedule, Softmax, Tuning,
+    caps::MatrixShape,
     kernels::{
-        Kernel, STEMS, attention_merge, attention_tile, ceiling_fma, ceiling_stream,
-        ceiling_workgroup, loop_count,
+        Kernel, STEMS, attention_matrix, attention_merge, attention_tile, ceiling_fma,
+        ceiling_matrix, ceiling_stream, ceiling_workgroup, loop_count,
     },
     plan::Outline,
 };
@@ -149,6 +150,50 @@ fn attention_sizes(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Each shape of matrices, in hardware and emulated, on devices of different subgroups and workgroup
+/// memory, with all that attention reads and writes.
+fn attention_matrices(into: &mut BTreeSet<Kernel>) {
+    for (side, f16) in [(16, true), (8, true), (8, false)] {
+        for emulated in [false, true] {
+            for (lanes, workgroup_bytes) in [((32, 32), 48 << 10), ((4, 64), 32 << 10)] {
+                let caps = Caps {
+                    subgroup: Some(lanes),
+                    workgroup_bytes,
+                    matrices: vec![MatrixShape {
+                        side,
+                        f16,
+                        emulated,
+                    }],
+                    ..caps(8)
+                };
+                for (head_dim, value_dim) in [(5, 5), (16, 40), (64, 64), (128, 128), (256, 72)] {
+                    for (extras, splits) in [(false, 1), (true, 1), (true, 2)] {
+                        let dtype = float(f16);
+                        let mut op = Attention::new(
+                            Layout::new(dtype, [2, 4, 80, head_dim]),
+                            Layout::new(dtype, [2, 2, 64, head_dim]),
+                            Layout::new(dtype, [2, 2, 64, value_dim]),
+                        );
+                        if extras {
+                            op = op
+                                .mask(Layout::new(DType::Bool, [2, 1, 80, 64]))
+                                .bias(Layout::new(dtype, [1, 1, 80, 64]))
+                                .kv_len(Layout::new(DType::U32, [2]))
+                                .with_lse();
+                        }
+                        let tuning = Tuning {
+                            schedule: Some(Schedule::Matrix),
+                            splits: Some(splits),
+                            ..Tuning::default()
+                        };
+                        plan(op, &caps, &tuning, into);
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn softmax_ops(into: &mut BTreeSet<Kernel>) {
     let no_subgroups = Caps {
         f16: true,
@@ -195,6 +240,7 @@ fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     attention_inputs(&mut set);
     attention_sizes(&mut set);
+    attention_matrices(&mut set);
     softmax_ops(&mut set);
     merge_ops(&mut set);
     set.extend([
@@ -209,6 +255,24 @@ fn kernels() -> Vec<Kernel> {
         }
         .into(),
         ceiling_workgroup::Variant { workgroup: 64 }.into(),
+        ceiling_matrix::Variant {
+            side: 16,
+            f16: true,
+            lanes: 32,
+        }
+        .into(),
+        ceiling_matrix::Variant {
+            side: 8,
+            f16: true,
+            lanes: 64,
+        }
+        .into(),
+        ceiling_matrix::Variant {
+            side: 8,
+            f16: false,
+            lanes: 64,
+        }
+        .into(),
         ceiling_stream::Variant {
             copy: false,
             stretch: true,
@@ -236,7 +300,9 @@ impl Reflected {
     fn new(wgsl: &str) -> Result<Self, String> {
         let module =
             naga::front::wgsl::parse_str(wgsl).map_err(|error| error.emit_to_string(wgsl))?;
-        let allowed = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+        let allowed = Capabilities::SHADER_FLOAT16
+            | Capabilities::SUBGROUP
+            | Capabilities::COOPERATIVE_MATRIX;
         let info = Validator::new(ValidationFlags::all(), allowed)
             .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
             .subgroup_operations(naga::valid::SubgroupOperationSet::all())
@@ -396,6 +462,18 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             (attention_merge::WORKGROUP, 0)
         }
+        Kernel::AttentionMatrix(variant) => {
+            for (name, rust) in [
+                ("SIDE", variant.side),
+                ("LANES", variant.lanes),
+                ("KEYS", variant.keys),
+                ("GROUPS", attention_matrix::GROUPS),
+                ("ROWS", variant.tile_rows()),
+            ] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (variant.threads(), variant.workgroup_bytes())
+        }
         Kernel::Softmax(variant) => {
             eq("LANES", module.constant("LANES"), variant.lanes)?;
             eq("HELD", module.constant("HELD"), variant.held)?;
@@ -409,6 +487,18 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
                 ceiling_fma::MULTIPLY_ADDS,
             )?;
             (variant.workgroup, 0)
+        }
+        Kernel::CeilingMatrix(variant) => {
+            let products = module.constant("CHAINS") * module.constant("STEPS");
+            let each = 2 * variant.side.pow(3);
+            let groups = module.constant("GROUPS");
+            let per_iteration = u64::from(products * each * groups);
+            eq("operations", per_iteration, variant.operations())?;
+            let bytes = if variant.f16 { 2 } else { 4 };
+            (
+                groups * variant.lanes,
+                2 * bytes * variant.side.pow(2) + 4 * module.constant("ROOM") * groups,
+            )
         }
         Kernel::CeilingStream(variant) => {
             eq("LOADS", module.constant("LOADS"), variant.loads())?;
@@ -468,7 +558,14 @@ fn spirv_val_is_there() -> bool {
         .is_ok_and(|status| status.success())
 }
 
-fn spirv_val(bytes: &[u8]) -> Result<(), String> {
+/// What spirv-val says of a module.
+enum Verdict {
+    Valid,
+    /// It is older than the cooperative matrices (SPIRV-Tools before 2023.4) that the module uses.
+    Unknown,
+}
+
+fn spirv_val(bytes: &[u8]) -> Result<Verdict, String> {
     let fail = |error: std::io::Error| format!("spirv-val: {error}");
     let mut child = Command::new("spirv-val")
         .args(["--target-env", "vulkan1.1", "-"])
@@ -481,25 +578,53 @@ fn spirv_val(bytes: &[u8]) -> Result<(), String> {
     let written = child.stdin.take().map(|mut pipe| pipe.write_all(bytes));
     let output = child.wait_with_output().map_err(fail)?;
     if !output.status.success() {
+        // CooperativeMatrixKHR.
+        if String::from_utf8_lossy(&output.stderr).contains("Invalid capability operand: 6022") {
+            return Ok(Verdict::Unknown);
+        }
         return Err(format!(
             "spirv-val: {}{}",
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         ));
     }
-    written.unwrap_or(Ok(())).map_err(fail)
+    written.unwrap_or(Ok(())).map_err(fail)?;
+    Ok(Verdict::Valid)
 }
 
-fn check(kernel: Kernel, with_spirv_val: bool) -> Result<(), String> {
+/// Whether a kernel uses the device's own matrices.
+fn has_matrices(kernel: Kernel) -> bool {
+    match kernel {
+        Kernel::AttentionMatrix(variant) => !variant.emulated,
+        Kernel::CeilingMatrix(_) => true,
+        _ => false,
+    }
+}
+
+/// Checks a kernel; says whether spirv-val took part.
+fn check(kernel: Kernel, with_spirv_val: bool) -> Result<bool, String> {
     let module = Reflected::new(&kernel.shader()?.wgsl)?;
     agrees(kernel, &module)?;
     write_msl(&module)?;
-    write_hlsl(&module)?;
-    let spirv = write_spirv(&module)?;
-    if with_spirv_val {
-        spirv_val(&spirv)?;
+    if has_matrices(kernel) {
+        // HLSL has none; nor does an adapter of DirectX list any, so that no plan comes to this.
+        let hlsl = Validator::new(ValidationFlags::all(), hlsl::supported_capabilities())
+            .validate(&module.module);
+        if hlsl.is_ok() {
+            return Err("HLSL now has matrices: write it, as for the other kernels".into());
+        }
+    } else {
+        write_hlsl(&module)?;
     }
-    Ok(())
+    let spirv = write_spirv(&module)?;
+    if !with_spirv_val {
+        return Ok(false);
+    }
+    match spirv_val(&spirv)? {
+        Verdict::Valid => Ok(true),
+        Verdict::Unknown if has_matrices(kernel) => Ok(false),
+        Verdict::Unknown => Err("spirv-val sees matrices where there are none".into()),
+    }
 }
 
 #[test]
@@ -507,11 +632,16 @@ fn every_variant_is_valid_on_every_backend_and_agrees_with_rust() {
     let kernels = kernels();
     let with_spirv_val = spirv_val_is_there();
     let next = AtomicUsize::new(0);
+    let validated = AtomicUsize::new(0);
     let work = || {
         let mut failures = Vec::new();
         while let Some(&kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(message) = check(kernel, with_spirv_val) {
-                failures.push(format!("{kernel:?}\n{message}"));
+            match check(kernel, with_spirv_val) {
+                Ok(true) => {
+                    validated.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(false) => {}
+                Err(message) => failures.push(format!("{kernel:?}\n{message}")),
             }
         }
         failures
@@ -524,15 +654,21 @@ fn every_variant_is_valid_on_every_backend_and_agrees_with_rust() {
             .flat_map(|worker| worker.join().expect("a worker panicked"))
             .collect()
     });
-    let (validated, skipped) = if with_spirv_val {
-        (kernels.len(), 0)
+    let validated = validated.into_inner();
+    let skipped = kernels.len() - validated - failures.len();
+    let why = if with_spirv_val {
+        "is too old for cooperative matrices"
     } else {
-        (0, kernels.len())
+        "is not installed"
     };
     println!(
-        "{} kernels checked; spirv-val: {validated} checked, {skipped} skipped because it is not \
-         installed",
+        "{} kernels checked; spirv-val: {validated} checked, {skipped} skipped because it {why}",
         kernels.len(),
+    );
+    let matrices = kernels.iter().filter(|&&k| has_matrices(k)).count();
+    assert!(
+        !with_spirv_val || skipped == 0 || skipped == matrices,
+        "spirv-val left out {skipped}, and {matrices} kernels have matrices"
     );
     for stem in STEMS {
         let count = kernels.iter().filter(|k| k.stem() == *stem).count();

@@ -8,7 +8,7 @@ use super::{Spread, time};
 use crate::{
     Call, DType, Error, Gpu, Result, Tensor,
     engine::wait,
-    kernels::{Variant as _, ceiling_fma, ceiling_stream, ceiling_workgroup},
+    kernels::{Variant as _, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup},
     ops::Slot,
     pipeline::checked,
 };
@@ -20,6 +20,10 @@ pub struct Ceilings {
     pub fma_gflops: f64,
     /// f16 multiply-adds in pairs, in GFLOP/s, where the device has f16.
     pub fma_f16_gflops: Option<f64>,
+    /// Multiply-adds of cooperative matrices with f32 sums, in GFLOP/s: the best of the kinds that the
+    /// device has, where it has any.
+    #[serde(default)]
+    pub matrix_gflops: Option<f64>,
     /// Streaming read, in GB/s (10^9 bytes).
     pub read_gbps: f64,
     /// Copy, bytes read plus bytes written, in GB/s.
@@ -94,6 +98,7 @@ pub fn ceilings(gpu: &Gpu, runs: usize) -> Result<Ceilings> {
                 })
             })
             .transpose()?,
+        matrix_gflops: matrices(gpu, runs)?,
         read_gbps: streams(false)?,
         copy_gbps: streams(true)?,
         workgroup_gbps: workgroup
@@ -159,6 +164,44 @@ fn fma(gpu: &Gpu, variant: ceiling_fma::Variant, runs: usize) -> Result<f64> {
             &[(Slot::Y, y.buffer())],
         )
     })
+}
+
+/// GFLOP/s of matrix multiply-adds; none where the device has no matrices.
+fn matrices(gpu: &Gpu, runs: usize) -> Result<Option<f64>> {
+    let caps = gpu.engine().caps();
+    let y = gpu.empty(DType::F32, [MOST_WORKGROUPS.into()])?;
+    let mut best = None;
+    for shape in &caps.matrices {
+        let variant = ceiling_matrix::Variant {
+            side: shape.side,
+            f16: shape.f16,
+            lanes: caps.subgroup.map_or(0, |(_, largest)| largest),
+        };
+        if variant.supports(caps).is_err() {
+            continue;
+        }
+        let rate = rate(
+            gpu,
+            runs,
+            variant.operations() as f64,
+            |workgroups, iterations| {
+                // Sums stay small: a matrix of 1/64 times one of 1/64 adds at most 1/256.
+                let params = ceiling_matrix::Params {
+                    iterations,
+                    a: 1.0 / 64.0,
+                    b: 1.0 / 64.0,
+                };
+                gpu.engine().single(
+                    variant.into(),
+                    &params.bytes(),
+                    [workgroups, 1, 1],
+                    &[(Slot::Y, y.buffer())],
+                )
+            },
+        )?;
+        best = Some(best.map_or(rate, |most: f64| most.max(rate)));
+    }
+    Ok(best)
 }
 
 /// GB/s of reads from workgroup memory.

@@ -201,11 +201,14 @@ fn heading(adapter: &Adapter<'_>) -> String {
     let half = c
         .fma_f16_gflops
         .map_or(String::new(), |rate| format!(", {rate:.1} GFLOP/s f16"));
+    let matrix = c.matrix_gflops.map_or(String::new(), |rate| {
+        format!(", {rate:.1} GFLOP/s matrices")
+    });
     let shared = c.workgroup_gbps.map_or(String::new(), |rate| {
         format!(", {rate:.1} GB/s workgroup memory")
     });
     format!(
-        "{} ({}, {})\nceilings: {:.1} GFLOP/s multiply-add{half}, {:.2} GB/s read, {:.2} GB/s copy{shared}, \
+        "{} ({}, {})\nceilings: {:.1} GFLOP/s multiply-add{half}{matrix}, {:.2} GB/s read, {:.2} GB/s copy{shared}, \
          {:.1} us per dispatch, {:.0} us per submission",
         adapter.adapter,
         adapter.backend,

@@ -17,7 +17,7 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{ADAPTER_VARIABLE, Engine, Error, Gpu, Result, Schedule, adapters, choose};
+use crate::{ADAPTER_VARIABLE, Error, Gpu, Result, Schedule, adapters, choose};
 
 /// Attention on any GPU: look at adapters, run ops, check and time them.
 #[derive(Debug, Parser)]
@@ -70,6 +70,8 @@ enum AttentionSchedule {
     /// Few rows, keys of its own for each lane.
     Decode,
     Subgroup,
+    /// Cooperative matrices, where the device has them.
+    Matrix,
     Tile,
 }
 
@@ -78,6 +80,7 @@ impl From<AttentionSchedule> for Schedule {
         match schedule {
             AttentionSchedule::Decode => Self::Decode,
             AttentionSchedule::Subgroup => Self::Subgroup,
+            AttentionSchedule::Matrix => Self::Matrix,
             AttentionSchedule::Tile => Self::Tile,
         }
     }
@@ -133,7 +136,7 @@ fn open(globals: &Globals) -> Result<Gpu> {
 
 /// Opens an adapter, and measures what cannot be asked of it.
 fn open_on(adapter: &wgpu::Adapter, cache: Option<&Path>) -> Result<Gpu> {
-    let features = Engine::wanted_features();
+    let features = Gpu::wanted_features();
     let mut gpu = Gpu::with(adapter, features, adapter.limits(), cache)?;
     gpu.measure()?;
     Ok(gpu)

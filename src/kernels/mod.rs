@@ -1,10 +1,12 @@
 //! One file per kernel, named like its file in `shaders/`: its variants, parameters and needs.
 
 pub mod attention_decode;
+pub mod attention_matrix;
 pub mod attention_merge;
 pub mod attention_subgroup;
 pub mod attention_tile;
 pub mod ceiling_fma;
+pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod loop_count;
@@ -93,10 +95,12 @@ registry! {
     attention_subgroup: AttentionSubgroup,
     attention_decode: AttentionDecode,
     attention_tile: AttentionTile,
+    attention_matrix: AttentionMatrix,
     attention_merge: AttentionMerge,
     softmax: Softmax,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
+    ceiling_matrix: CeilingMatrix,
     ceiling_workgroup: CeilingWorkgroup,
     loop_count: LoopCount,
 }

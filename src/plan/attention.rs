@@ -7,10 +7,10 @@ use super::{
     small,
 };
 use crate::{
-    caps::Caps,
+    caps::{Caps, MatrixShape},
     error::{Error, Result},
     kernels::{
-        AttentionIo, AttentionParams, Kernel, attention_decode, attention_merge,
+        AttentionIo, AttentionParams, Kernel, attention_decode, attention_matrix, attention_merge,
         attention_subgroup, attention_tile,
     },
     ops::{Attention, Causal, Slot, dims},
@@ -27,6 +27,8 @@ const AXES: usize = 5;
 
 /// Keys below which a range is not worth a workgroup of its own.
 const LEAST_SPLIT_KEYS: u64 = 512;
+/// Rows per KV head below which most of a matrix would be empty.
+const LEAST_MATRIX_ROWS: u64 = 16;
 /// Rows per KV head up to which reading K and V once counts for more than sharing loads.
 const MOST_DECODE_ROWS: u64 = 8;
 /// Vectors of q, all rows of a workgroup, that the decode schedule holds.
@@ -42,6 +44,7 @@ enum Choice {
     Decode(attention_decode::Variant),
     Subgroup(attention_subgroup::Variant),
     Tile(attention_tile::Variant),
+    Matrix(attention_matrix::Variant),
 }
 
 impl Choice {
@@ -50,6 +53,7 @@ impl Choice {
             Self::Decode(_) => Schedule::Decode,
             Self::Subgroup(_) => Schedule::Subgroup,
             Self::Tile(_) => Schedule::Tile,
+            Self::Matrix(_) => Schedule::Matrix,
         }
     }
 
@@ -75,6 +79,11 @@ impl Choice {
                 ..variant
             }
             .into(),
+            Self::Matrix(variant) => attention_matrix::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
         }
     }
 
@@ -83,6 +92,7 @@ impl Choice {
             Self::Decode(variant) => variant.rows.into(),
             Self::Subgroup(variant) => variant.tile_rows().into(),
             Self::Tile(_) => attention_tile::TILE.into(),
+            Self::Matrix(variant) => variant.tile_rows().into(),
         }
     }
 
@@ -92,6 +102,7 @@ impl Choice {
             Self::Decode(variant) => variant.subgroup.into(),
             Self::Subgroup(variant) => variant.keys.into(),
             Self::Tile(_) => attention_tile::TILE.into(),
+            Self::Matrix(variant) => variant.keys.into(),
         }
     }
 
@@ -104,6 +115,7 @@ impl Choice {
             Self::Decode(variant) => variant.keys_in(budget),
             Self::Subgroup(variant) => budget / variant.iterations(step) * step,
             Self::Tile(variant) => budget / variant.iterations(step, head_dim) * step,
+            Self::Matrix(variant) => budget / variant.iterations(step) * step,
         };
         (keys > 0).then_some(keys)
     }
@@ -135,6 +147,7 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         v_chunks: small(value_dim.div_ceil(attention_tile::TILE.into())),
         io,
     });
+    let matrix = matrix_variant(op, io, caps);
     let forced = |schedule| tuning.schedule.is_some_and(|wanted| wanted != schedule);
     let mut rejected = Rejected::new();
     let mut chosen: Option<(Choice, String)> = None;
@@ -148,6 +161,10 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
             subgroup,
             "a load costs more than arithmetic on devices with subgroups this small, so each is \
              shared by broadcast",
+        ),
+        (
+            Choice::Matrix(matrix),
+            "matrix instructions do both products, and fill on this many rows",
         ),
         (
             tile,
@@ -192,6 +209,16 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
                 "subgroups of more than 8 lanes: workgroup memory is the faster way to share"
                     .into(),
             )
+        } else if tuning.schedule.is_none()
+            && schedule == Schedule::Matrix
+            && packed_rows(op) < LEAST_MATRIX_ROWS
+        {
+            Some(format!(
+                "{} rows per KV head leave most of a matrix empty",
+                packed_rows(op)
+            ))
+        } else if tuning.schedule.is_none() && schedule == Schedule::Matrix && matrix.emulated {
+            Some("emulated matrices are for tests alone".into())
         } else if chosen.is_some() {
             Some("the one before it fits better".into())
         } else {
@@ -217,6 +244,21 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         ));
     };
     Ok((choice, why, rejected))
+}
+
+/// The matrix variant; without matrices on the device one that it does not support, which says so.
+fn matrix_variant(op: &Attention, io: AttentionIo, caps: &Caps) -> attention_matrix::Variant {
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    let shape = caps.matrix(io.f16).unwrap_or(MatrixShape {
+        side: if io.f16 { 16 } else { 8 },
+        f16: io.f16,
+        emulated: false,
+    });
+    let sizes = (packed_rows(op), small(head_dim), small(value_dim));
+    let mut variant = attention_matrix::Variant::new(shape, caps, io, sizes);
+    variant.vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    variant
 }
 
 fn check_numbers(tuning: &Tuning) -> Result<()> {

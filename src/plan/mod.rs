@@ -28,6 +28,8 @@ pub enum Schedule {
     Decode,
     /// Attention: tiles in workgroup memory.
     Tile,
+    /// Attention: tiles multiplied by cooperative matrices.
+    Matrix,
     /// Softmax and merging: whole rows in one dispatch.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
@@ -40,6 +42,7 @@ impl fmt::Display for Schedule {
             Self::Subgroup => "subgroup",
             Self::Decode => "decode",
             Self::Tile => "tile",
+            Self::Matrix => "matrix",
             Self::Rows => "rows",
             Self::Ranges => "ranges",
         })
@@ -163,7 +166,12 @@ impl Outline {
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Merge(_) => &[Schedule::Rows],
-            Op::Attention(_) => &[Schedule::Decode, Schedule::Subgroup, Schedule::Tile],
+            Op::Attention(_) => &[
+                Schedule::Decode,
+                Schedule::Subgroup,
+                Schedule::Matrix,
+                Schedule::Tile,
+            ],
         };
         if let Some(wanted) = tuning.schedule
             && !schedules.contains(&wanted)

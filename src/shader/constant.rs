@@ -1,4 +1,5 @@
-//! The value of `const NAME: u32 = ...;` at module level: whole numbers, + - * / % and brackets.
+//! The value of `const NAME: u32 = ...;` at module level: whole numbers, + - * / %, brackets and
+//! `min(a, b)`.
 
 use std::collections::HashMap;
 
@@ -107,6 +108,17 @@ impl<'a> Parser<'a> {
                 None => digits.parse(),
             }
             .map_err(|_| format!("`{word}` is no whole number"))
+        } else if word == "min" && self.eat('(') {
+            let first = self.sum()?;
+            if !self.eat(',') {
+                return Err("min takes two numbers".into());
+            }
+            let second = self.sum()?;
+            if self.eat(')') {
+                Ok(first.min(second))
+            } else {
+                Err("a bracket is never closed".into())
+            }
         } else {
             self.known
                 .get(word)
@@ -130,6 +142,8 @@ mod tests {
             ("(ROWS * D4 + 8u - 1u) / 8u", 8),
             ("2u * (3u + 4u) % 5u", 4),
             ("10u - 3u - 2u", 5),
+            ("min(ROWS + 1u, D4) * 2u", 10),
+            ("min(D4, min(3u, 2u))", 2),
         ] {
             assert_eq!(evaluate(text, &known), Ok(value), "{text}");
         }
@@ -142,6 +156,9 @@ mod tests {
             "1u - 2u",
             "1u 2u",
             "4294967295u + 1u",
+            "min(1u)",
+            "min(1u, 2u",
+            "min",
         ] {
             assert!(evaluate(text, &known).is_err(), "{text}");
         }

@@ -7,6 +7,7 @@
 //! - `//@if NAME`, `//@if !NAME`, `//@else`, `//@endif` keep or drop lines;
 //! - `const NAME: u32 = 4u; //@variant` is a number that the variant sets;
 //! - `//@unroll` before a `for (var i = 0u; i < BOUND; i++)` writes the body out, once per `i`;
+//!   `//@unroll NAME` and `//@unroll !NAME` do so where `//@if` would keep lines;
 //! - `enable ...;` may stand anywhere and moves to the top.
 //!
 //! A name that the variant does not give, and a number that it gives in vain, are errors.
@@ -115,13 +116,9 @@ impl Linker<'_> {
             let fail = |message: String| Err(format!("line {}: {message}", number + 1));
             let text = line.trim();
             if let Some(condition) = text.strip_prefix("//@if ") {
-                let (name, wanted) = match condition.trim().strip_prefix('!') {
-                    Some(name) => (name, false),
-                    None => (condition.trim(), true),
-                };
-                match self.value(name) {
-                    Some(value) => kept.push((value != 0) == wanted),
-                    None => return fail(format!("the variant does not say {name}")),
+                match self.holds(condition) {
+                    Ok(holds) => kept.push(holds),
+                    Err(message) => return fail(message),
                 }
             } else if text == "//@else" {
                 match kept.last_mut() {
@@ -133,6 +130,12 @@ impl Linker<'_> {
                     return fail("//@endif without //@if".into());
                 }
             } else if kept.contains(&false) {
+            } else if let Some(condition) = text.strip_prefix("//@unroll ") {
+                match self.holds(condition) {
+                    Ok(true) => self.lines.push("//@unroll".into()),
+                    Ok(false) => {}
+                    Err(message) => return fail(message),
+                }
             } else if let Some(name) = text.strip_prefix("//@import ") {
                 self.import(name.trim())?;
             } else if text.starts_with("enable ") {
@@ -152,6 +155,18 @@ impl Linker<'_> {
             Ok(())
         } else {
             Err("an //@if is never closed".into())
+        }
+    }
+
+    /// Whether a flag, `NAME` or `!NAME`, is as a mark wants it.
+    fn holds(&mut self, condition: &str) -> Result<bool, String> {
+        let (name, wanted) = match condition.trim().strip_prefix('!') {
+            Some(name) => (name, false),
+            None => (condition.trim(), true),
+        };
+        match self.value(name) {
+            Some(value) => Ok((value != 0) == wanted),
+            None => Err(format!("the variant does not say {name}")),
         }
     }
 
@@ -249,6 +264,18 @@ fn f() {
             .map(|b| (b.index, b.name.as_str(), b.uniform, b.writable))
             .collect();
         assert_eq!(names, [(0, "params", true, false), (1, "a", false, false)]);
+    }
+
+    #[test]
+    fn a_variant_chooses_what_is_unrolled() {
+        let file = "//@unroll !SMALL\nfor (var i = 0u; i < 2u; i++) {\nf(i);\n}\n";
+        let calls = |small| {
+            let shader = build(file, &[("SMALL", small)]).expect("builds");
+            assert!(!shader.wgsl.contains("//@unroll"));
+            shader.wgsl.matches("f(i);").count()
+        };
+        assert_eq!((calls(0), calls(1)), (2, 1));
+        assert!(build(file, &[]).is_err());
     }
 
     #[test]

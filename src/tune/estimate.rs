@@ -143,6 +143,9 @@ const SOFTMAX_BYTES_PER_MS: f64 = 8e6;
 const HARDWARE_BYTES: f64 = 500e9;
 const HARDWARE_WORKGROUPS: f64 = 256.0;
 
+/// A guess, as no device has run the matrix schedule yet: well above what the tile schedule reaches.
+const MATRIX_FLOPS: f64 = 2e13;
+
 /// The loop over keys of a kernel.
 struct Loop {
     rows: f64,
@@ -162,6 +165,12 @@ impl Loop {
         match kernel {
             Kernel::AttentionSubgroup(variant) => Self::subgroup(variant),
             Kernel::AttentionDecode(variant) => Self::decode(variant),
+            Kernel::AttentionMatrix(variant) => Self {
+                rows: variant.tile_rows().into(),
+                keys: variant.keys.into(),
+                hardware_flops: MATRIX_FLOPS,
+                ..Self::tile(op)
+            },
             _ => Self::tile(op),
         }
     }

@@ -150,10 +150,12 @@ fn tunings(op: &Op) -> Vec<Tuning> {
                     ..with(Schedule::Subgroup)
                 }));
             }
-            list.extend(splits.map(|splits| Tuning {
-                splits,
-                ..with(Schedule::Tile)
-            }));
+            for schedule in [Schedule::Matrix, Schedule::Tile] {
+                list.extend(splits.map(|splits| Tuning {
+                    splits,
+                    ..with(schedule)
+                }));
+            }
         }
     }
     list

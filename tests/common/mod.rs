@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 
 use foveate::{
     Attention, AttentionArgs, Causal, DType, Gpu, Layout, Op, Result, Tensor, Tuning,
+    caps::MatrixShape,
     reference::{self, AttentionInputs, AttentionOutputs, noise},
 };
 
@@ -36,6 +37,20 @@ pub fn gpus() -> &'static [Gpu] {
         }
         gpus
     })
+}
+
+/// The same adapter with the matrix schedule on emulated matrices of one kind: everything of that
+/// schedule but the device's own matrix instructions.
+pub fn with_emulated_matrices(gpu: &Gpu, side: u32, f16: bool) -> Gpu {
+    let mut caps = gpu.engine().caps().clone();
+    caps.matrices = vec![MatrixShape {
+        side,
+        f16,
+        emulated: true,
+    }];
+    let mut emulated = gpu.clone();
+    *emulated.engine_mut() = gpu.engine().clone().with_caps(caps);
+    emulated
 }
 
 /// Prints past the test harness, which hides what passing tests print.

@@ -352,6 +352,7 @@ mod tests {
                 read_gbps: 1.0,
                 copy_gbps: 1.0,
                 fma_f16_gflops: None,
+                matrix_gflops: None,
                 workgroup_gbps: None,
                 dispatch_us: 1.0,
                 submit_us: 1.0,
