@@ -511,6 +511,8 @@ fn matrix_sums_follow_growing_maxima() {
     each_matrix_tile(|gpu, dtype, label| {
         let (m, n, d) = (70, 150, 8);
         let mut problem = Problem::new([1, 1, 1], [m, n], d);
+        // Several matrices of sums, in more than one chunk.
+        problem.value_dim = 40;
         problem.dtype = dtype;
         problem.scale = Some(std::f32::consts::LN_2);
         let mut q = vec![0.0; m * d];
@@ -519,7 +521,7 @@ fn matrix_sums_follow_growing_maxima() {
         }
         // Scores in base 2 of 0 to 0.75 per key, so up to 24 from one tile of 32 to the next.
         let k: Vec<f32> = (0..n * d).map(|at| (at / d) as f32).collect();
-        let v: Vec<f32> = noise(3, n * d)
+        let v: Vec<f32> = noise(3, n * problem.value_dim)
             .iter()
             .map(|&x| half::f16::from_f32(x).to_f32())
             .collect();
