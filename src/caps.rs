@@ -49,8 +49,17 @@ pub struct Caps {
     pub subgroup: Option<(u32, u32)>,
     /// Whether f16 storage is available.
     pub f16: bool,
+    /// Whether the device runs on a CPU, as Mesa's lavapipe does. With subgroups, those are the CPU's
+    /// vectors: loads are loops over the lanes, and barriers cost much.
+    #[serde(default)]
+    pub software: bool,
     /// Cooperative matrices; none unless the caps were made by [`Caps::with_matrices`].
     pub matrices: Vec<MatrixShape>,
+    /// Whether plans may choose the matrix schedule by themselves. It has been tested by emulation only,
+    /// so nothing sets this but a caller who has checked a device; [`crate::Engine::tune`] compares
+    /// results before it takes it, and [`crate::Tuning::schedule`] asks for it.
+    #[serde(default)]
+    pub matrices_checked: bool,
     /// Iterations that one outermost loop nest may take. [`UNMEASURED_LOOP_BUDGET`] until
     /// [`crate::Engine::measure`] has looked.
     pub loop_budget: u32,
@@ -80,6 +89,8 @@ impl Caps {
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: features.contains(wgpu::Features::SHADER_F16),
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            matrices_checked: false,
             matrices: Vec::new(),
             loop_budget: UNMEASURED_LOOP_BUDGET,
         }
@@ -120,7 +131,9 @@ impl Caps {
             max_workgroups: 65_535,
             subgroup: None,
             f16: false,
+            software: false,
             matrices: Vec::new(),
+            matrices_checked: false,
             loop_budget: UNMEASURED_LOOP_BUDGET,
         }
     }
@@ -156,6 +169,11 @@ impl Caps {
             );
         }
         Ok(())
+    }
+
+    /// Whether lanes are parts of a CPU's vectors.
+    pub fn cpu_vectors(&self) -> bool {
+        self.software && self.fixed_subgroup().is_some()
     }
 
     /// The subgroup size, when there is only one.

@@ -22,6 +22,7 @@ fn lavapipe() -> Caps {
         max_invocations: 1024,
         subgroup: Some((8, 8)),
         f16: true,
+        software: true,
         ..Caps::minimum()
     }
 }
@@ -275,7 +276,10 @@ fn schedules_by_caps() {
             "fits better",
         ),
         (
-            with(|caps| caps.subgroup = Some((32, 32))),
+            with(|caps| {
+                caps.subgroup = Some((32, 32));
+                caps.software = false;
+            }),
             Schedule::Tile,
             "more than 8 lanes",
         ),
@@ -309,6 +313,8 @@ fn with_matrices() -> Caps {
     Caps {
         workgroup_bytes: 48 << 10,
         subgroup: Some((32, 32)),
+        software: false,
+        matrices_checked: true,
         matrices: vec![MatrixShape {
             side: 16,
             f16: true,
@@ -383,6 +389,11 @@ fn matrices_where_they_fit() {
             "storage buffers",
         ),
         (halved(shape), with(emulated), "for tests alone"),
+        (
+            halved(shape),
+            with(|caps| caps.matrices_checked = false),
+            "not checked on this device",
+        ),
         (
             halved(shape),
             with(|caps| caps.subgroup = Some((8, 8))),
@@ -1110,11 +1121,11 @@ fn any_caps() -> impl Strategy<Value = Caps> {
     (
         (binding, buffer, 0u32..12, alignment),
         (0u32..64, 5u32..11, groups),
-        (subgroup, any::<bool>(), budget),
+        (subgroup, any::<bool>(), any::<(bool, bool)>(), budget),
     )
         .prop_map(
             |((binding, buffer, buffers, alignment), (kib, invocations, groups), rest)| {
-                let (subgroup, f16, loop_budget) = rest;
+                let (subgroup, f16, (software, matrices_checked), loop_budget) = rest;
                 Caps {
                     max_binding_bytes: binding,
                     max_buffer_bytes: buffer,
@@ -1126,6 +1137,8 @@ fn any_caps() -> impl Strategy<Value = Caps> {
                     max_workgroups: groups,
                     subgroup,
                     f16,
+                    software,
+                    matrices_checked,
                     matrices: if kib % 2 == 0 {
                         vec![
                             MatrixShape {
@@ -1344,6 +1357,7 @@ fn any_merge() -> impl Strategy<Value = Op> {
 fn any_tuning() -> impl Strategy<Value = Tuning> {
     let schedule = prop_oneof![
         6 => Just(None),
+        1 => Just(Some(Schedule::Decode)),
         1 => Just(Some(Schedule::Subgroup)),
         1 => Just(Some(Schedule::Tile)),
         1 => Just(Some(Schedule::Matrix)),

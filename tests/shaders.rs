@@ -28,6 +28,7 @@ use naga::{
 fn caps(lanes: u32) -> Caps {
     Caps {
         subgroup: Some((lanes, lanes)),
+        software: lanes <= 8,
         f16: true,
         workgroup_bytes: 32 << 10,
         max_invocations: 1024,

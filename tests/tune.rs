@@ -3,8 +3,9 @@
 mod common;
 
 use common::{Problem, gpus, name};
+use foveate::plan::Outline;
 use foveate::{
-    Attention, Causal, DType, Engine, Layout, Op, Schedule, Softmax, Tuning, TuningMode, tune,
+    Attention, Caps, Causal, DType, Engine, Layout, Op, Schedule, Softmax, Tuning, TuningMode, tune,
 };
 
 fn attention(m: u64, n: u64) -> Op {
@@ -30,7 +31,11 @@ fn candidates_are_different_and_sorted() {
                 "{list:?}"
             );
             assert!(list.is_sorted_by(|a, b| a.estimate.ms <= b.estimate.ms));
-            for candidate in &list {
+            let steps = |tuning: &Tuning| Outline::new(&op, caps, tuning).expect("plans").steps;
+            for (place, candidate) in list.iter().enumerate() {
+                let same =
+                    |other: &tune::Candidate| steps(&other.tuning) == steps(&candidate.tuning);
+                assert!(!list[..place].iter().any(same), "{:?}", candidate.tuning);
                 let e = candidate.estimate;
                 assert!(
                     e.ms > 0.0 && e.bytes > 0.0 && e.workgroups >= 1.0 && e.visited_tiles > 0.0,
@@ -44,8 +49,7 @@ fn candidates_are_different_and_sorted() {
             let op: Op = Attention::new(q.clone(), q.clone(), q)
                 .causal(causal)
                 .into();
-            let outline =
-                foveate::plan::Outline::new(&op, caps, &Tuning::default()).expect("plans");
+            let outline = Outline::new(&op, caps, &Tuning::default()).expect("plans");
             tune::Estimate::of(&outline, caps).visited_tiles
         };
         let share = visited(Causal::TopLeft) / visited(Causal::None);
@@ -107,11 +111,7 @@ fn a_table_of_no_use_is_ignored() {
         let op = attention(3, 64);
         engine.tune(gpu.queue(), &[op], 1).expect("tunes");
         engine.save_cache().expect("saves");
-        let file = std::fs::read_dir(folder.path())
-            .expect("a folder")
-            .map(|entry| entry.expect("readable").path())
-            .find(|path| path.to_string_lossy().ends_with(".tuning.json"))
-            .expect("a table");
+        let file = table_in(folder.path());
         let good = std::fs::read_to_string(&file).expect("readable");
         for bad in [
             String::new(),
@@ -127,24 +127,80 @@ fn a_table_of_no_use_is_ignored() {
     }
 }
 
-/// A choice that cannot run for an op of the same bucket gives way to the rules.
+/// A choice that cannot run, here one for another device, gives way to the rules.
 #[test]
 fn a_choice_that_does_not_fit_gives_way() {
     let gpu = gpus().first().expect("an adapter");
-    let engine = gpu.engine().clone().with_tuning(TuningMode::Measured);
+    let folder = tempfile::tempdir().expect("a folder");
+    let engine = Engine::with_cache(gpu.device(), folder.path());
     let op = attention(3, 64);
     engine
         .tune(gpu.queue(), std::slice::from_ref(&op), 3)
         .expect("tunes");
+    engine.save_cache().expect("saves");
+    let file = table_in(folder.path());
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&file).expect("readable")).expect("JSON");
+    json["table"]["entries"][tune::bucket(&op)]["tuning"] =
+        serde_json::json!({"schedule": "subgroup", "rows": 2});
+    std::fs::write(&file, json.to_string()).expect("writable");
+
+    let engine = Engine::with_cache(gpu.device(), folder.path());
+    let text = engine.plan(&op).expect("plans").explain();
+    assert_eq!(
+        text.contains("measured on this adapter"),
+        engine.caps().fixed_subgroup().is_some(),
+        "{text}"
+    );
     let mut caps = engine.caps().clone();
-    // No subgroups and no workgroup memory: nothing runs, with the rules' own words.
     caps.subgroup = None;
     let narrowed = engine.clone().with_caps(caps.clone());
     let text = narrowed.plan(&op).expect("tiles run").explain();
     assert!(text.contains("schedule tile"), "{text}");
+    assert!(!text.contains("measured"), "{text}");
     caps.workgroup_bytes = 0;
     let error = engine.with_caps(caps).plan(&op).expect_err("nothing runs");
     assert!(error.to_string().contains("workgroup memory"), "{error}");
+}
+
+/// The table in a cache folder.
+fn table_in(folder: &std::path::Path) -> std::path::PathBuf {
+    std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("readable").path())
+        .find(|path| path.to_string_lossy().ends_with(".tuning.json"))
+        .expect("a table")
+}
+
+/// What ships is found by the buckets of the suite, and plans.
+#[test]
+fn what_is_shipped_is_used() {
+    let caps = Caps {
+        subgroup: Some((8, 8)),
+        software: true,
+        workgroup_bytes: 32 << 10,
+        max_invocations: 1024,
+        ..Caps::minimum()
+    };
+    let table = tune::Table::shipped(&caps).expect("there is one for CPU vectors");
+    let attention = |len, causal| -> Op {
+        let q = Layout::f32([1, 8, len, 64]);
+        Attention::new(q.clone(), q.clone(), q)
+            .causal(causal)
+            .into()
+    };
+    for op in [
+        attention(1024, Causal::None),
+        attention(2048, Causal::TopLeft),
+    ] {
+        let entry = &table.entries[&tune::bucket(&op)];
+        Outline::new(&op, &caps, &entry.tuning).expect("plans");
+    }
+    let hardware = Caps {
+        software: false,
+        ..caps
+    };
+    assert!(tune::Table::shipped(&hardware).is_none());
 }
 
 #[test]

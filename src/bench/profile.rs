@@ -21,7 +21,8 @@ pub struct Profile {
     pub record_us: f64,
     /// Submitting an encoder with one call, without waiting, in microseconds.
     pub submit_us: f64,
-    /// Pipelines created while the op was timed: 0, or the warm-up missed some.
+    /// Pipelines created after the first plan, by planning again or by running: 0, or something is
+    /// not cached.
     pub late_pipelines: u64,
 }
 
@@ -49,10 +50,15 @@ impl Profile {
             plan()?;
         }
         let planned = start.elapsed() / REPEATS;
-        let start = Instant::now();
-        let bound = (0..REPEATS).map(|_| bind()).collect::<Result<Vec<_>>>()?;
-        let binding = start.elapsed() / REPEATS;
-        drop(bound);
+        // One at a time: each holds its scratch.
+        let mut binding = Duration::ZERO;
+        for _ in 0..REPEATS {
+            let start = Instant::now();
+            let bound = bind()?;
+            binding += start.elapsed();
+            drop(bound);
+        }
+        let binding = binding / REPEATS;
 
         let (recording, submitting, index) = checked(gpu.device(), || {
             // The first call of a pass sets it up.

@@ -67,7 +67,7 @@ struct Adapter<'a> {
     driver: &'a str,
     driver_info: &'a str,
     version: &'static str,
-    /// The commit of the folder that the program ran in, if it is one of foveate's.
+    /// The commit of the folder that the program was built in, if it is still there.
     commit: Option<String>,
     tuning: TuningMode,
     ceilings: &'a Ceilings,
@@ -85,9 +85,10 @@ impl Adapter<'_> {
     }
 }
 
-/// What git says of the folder, with `-dirty` where files differ from the commit.
+/// What git says of the folder that the program was built in, with `-dirty` where files differ from the commit.
 fn commit() -> Option<String> {
     let output = std::process::Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR")])
         .args(["describe", "--always", "--dirty", "--exclude=*"])
         .output()
         .ok()?;
@@ -160,7 +161,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
             match row {
                 Ok(row) if row.passed() => {}
                 Ok(row) if row.profile.late_pipelines > 0 => print(format!(
-                    "{}: {} pipelines were created while it was timed",
+                    "{}: {} pipelines were created after the first plan",
                     row.workload, row.profile.late_pipelines
                 ))?,
                 Ok(row) => print(format!(

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Result,
-    tune::{Timed, Tuned},
+    tune::{Failed, Timed, Tuned},
 };
 
 /// Arguments of `foveate tune`.
@@ -89,7 +89,7 @@ fn table(tuned: &Tuned) -> comfy_table::Table {
             format!("{first_ms:.0}"),
         ]);
     }
-    for (tuning, reason) in &tuned.failed {
+    for Failed { tuning, reason } in &tuned.failed {
         table.add_row([
             tuning.to_string(),
             "failed".into(),

@@ -1,7 +1,7 @@
 //! Attention: which schedule, which variant, which slices and key ranges.
 
 use super::{
-    Outline, Range, SOFTWARE_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, by_fours, grid,
+    Outline, Range, SMALL_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, by_fours, grid,
     layout_places,
     slice::{self, Operand, Part, Window},
     small,
@@ -192,33 +192,9 @@ fn choose(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<(Choice, Strin
         } else if candidate.most_keys(head_dim, caps.loop_budget).is_none() {
             Some("the loop budget is smaller than one step".into())
         } else if tuning.schedule.is_none()
-            && schedule == Schedule::Decode
-            && packed_rows(op) > MOST_DECODE_ROWS
+            && let Some(reason) = unsuited(schedule, op, caps)
         {
-            Some(format!(
-                "{} rows per KV head are enough to share each load among",
-                packed_rows(op)
-            ))
-        } else if tuning.schedule.is_none()
-            && schedule == Schedule::Subgroup
-            && caps
-                .fixed_subgroup()
-                .is_some_and(|size| size > SOFTWARE_SUBGROUP)
-        {
-            Some(
-                "subgroups of more than 8 lanes: workgroup memory is the faster way to share"
-                    .into(),
-            )
-        } else if tuning.schedule.is_none()
-            && schedule == Schedule::Matrix
-            && packed_rows(op) < LEAST_MATRIX_ROWS
-        {
-            Some(format!(
-                "{} rows per KV head leave most of a matrix empty",
-                packed_rows(op)
-            ))
-        } else if tuning.schedule.is_none() && schedule == Schedule::Matrix && matrix.emulated {
-            Some("emulated matrices are for tests alone".into())
+            Some(reason)
         } else if chosen.is_some() {
             Some("the one before it fits better".into())
         } else {
@@ -261,6 +237,41 @@ fn matrix_variant(op: &Attention, io: AttentionIo, caps: &Caps) -> attention_mat
     variant
 }
 
+/// Why a schedule that could run is not for this op or device, unless the caller asks for it.
+fn unsuited(schedule: Schedule, op: &Attention, caps: &Caps) -> Option<String> {
+    let rows = packed_rows(op);
+    let wide = caps
+        .fixed_subgroup()
+        .is_some_and(|size| size > SMALL_SUBGROUP)
+        && !caps.software;
+    match schedule {
+        Schedule::Decode if rows > MOST_DECODE_ROWS => Some(format!(
+            "{rows} rows per KV head are enough to share each load among"
+        )),
+        Schedule::Decode if wide => Some(
+            "subgroups of more than 8 lanes: it keeps more per lane than hardware has registers"
+                .into(),
+        ),
+        Schedule::Subgroup if wide => Some(
+            "subgroups of more than 8 lanes: workgroup memory is the faster way to share".into(),
+        ),
+        Schedule::Matrix if rows < LEAST_MATRIX_ROWS => Some(format!(
+            "{rows} rows per KV head leave most of a matrix empty"
+        )),
+        Schedule::Matrix
+            if caps
+                .matrix(op.q.dtype == DType::F16)
+                .is_some_and(|m| m.emulated) =>
+        {
+            Some("emulated matrices are for tests alone".into())
+        }
+        Schedule::Matrix if !caps.matrices_checked => Some(
+            "not checked on this device: ask for it, tune, or set Caps::matrices_checked".into(),
+        ),
+        _ => None,
+    }
+}
+
 fn check_numbers(tuning: &Tuning) -> Result<()> {
     for (name, number) in [("rows", tuning.rows), ("keys", tuning.keys)] {
         if let Some(number) = number
@@ -301,9 +312,7 @@ fn decode_variant(
         .min(fit);
     // A software device reads best when each lane stays in pages of its own; hardware, when
     // neighbours read neighbours.
-    let software = caps
-        .fixed_subgroup()
-        .is_some_and(|size| size <= SOFTWARE_SUBGROUP);
+    let software = caps.cpu_vectors();
     let row_bytes =
         op.k.strides
             .get(2)

@@ -252,8 +252,8 @@ fn grid(workgroups: u64, caps: &Caps) -> Result<[u32; 3]> {
 
 /// Ranges of keys, or of a row, are made until this many workgroups have work.
 const WANTED_WORKGROUPS: u64 = 64;
-/// Largest subgroup of a device that runs on CPU vectors: workgroup memory is slow there.
-pub(crate) const SOFTWARE_SUBGROUP: u32 = 8;
+/// Largest subgroup, but for CPU vectors, whose lanes may each own rows.
+const SMALL_SUBGROUP: u32 = 8;
 
 /// Strides for a shader: those of axes that are 1 long never count, and may be anything.
 fn places<const AXES: usize>(strides: [u64; AXES], lens: [u64; AXES]) -> [u32; AXES] {

@@ -1,7 +1,7 @@
 //! Softmax: which lanes share a row, which slices, and whether rows are split into ranges.
 
 use super::{
-    Outline, Range, SOFTWARE_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, grid, places,
+    Outline, Range, Schedule, Step, Tuning, WANTED_WORKGROUPS, grid, places,
     slice::{self, Operand, Part},
     small,
 };
@@ -302,11 +302,12 @@ fn variant(op: &Softmax, rows: &Rows, caps: &Caps) -> (Variant, String) {
         .next_power_of_two()
         .max(prev_power_of_two((units / BLOCK).clamp(1, 32)))
         .min(most);
-    let software = (2..=SOFTWARE_SUBGROUP).contains(&subgroup);
+    let software = caps.cpu_vectors() && subgroup > 1;
     let unit_bytes = op.x.dtype.size() * if vec4 { 4 } else { 1 };
     let pages = |lanes: u64| software && units / lanes * unit_bytes >= LEAST_STRETCH_BYTES;
     let count = Rows::count(&rows.lens);
-    let whole = pages(1) && count >= MANY_ROWS && units < caps.loop_budget.into();
+    let along = rows.x[ELEMENT] == 1 && rows.y[ELEMENT] == 1;
+    let whole = along && pages(1) && count >= MANY_ROWS && units < caps.loop_budget.into();
     let (lanes, reduction, sharing) = if whole {
         let sharing = "rows are many and long: each invocation takes one, in pages of its own";
         (1, Reduction::None, sharing.to_owned())

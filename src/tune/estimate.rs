@@ -12,7 +12,7 @@ use crate::{
     caps::Caps,
     kernels::{Kernel, attention_decode, attention_subgroup, attention_tile},
     ops::{Attention, Op, dims},
-    plan::{Outline, SOFTWARE_SUBGROUP},
+    plan::Outline,
 };
 
 /// What a plan should cost.
@@ -57,9 +57,7 @@ const LAUNCH_CYCLES: f64 = 8e3;
 impl Estimate {
     /// The estimate for an outline on a device.
     pub fn of(outline: &Outline, caps: &Caps) -> Self {
-        let software = caps
-            .fixed_subgroup()
-            .is_some_and(|size| size <= SOFTWARE_SUBGROUP);
+        let software = caps.cpu_vectors();
         let workgroups = outline
             .steps
             .iter()
@@ -276,6 +274,7 @@ mod tests {
     fn sweep(dim: u64, heads: u64, kv_heads: u64, causal: Causal, times: &[(u32, u32, f64)]) {
         let caps = Caps {
             subgroup: Some((8, 8)),
+            software: true,
             workgroup_bytes: 32 << 10,
             ..Caps::minimum()
         };

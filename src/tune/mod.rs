@@ -12,7 +12,7 @@ mod table;
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
@@ -25,18 +25,18 @@ use crate::{
     caps::Caps,
     error::Result,
     ops::{Attention, Causal, Op, dims},
-    plan::{Outline, SOFTWARE_SUBGROUP, Schedule, Tuning},
-    tensor::Layout,
+    plan::{Outline, Schedule, Tuning},
+    tensor::{DType, Layout},
 };
 
 /// Where a plan's choices come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TuningMode {
-    /// Fixed rules of op and caps: the same plan everywhere.
+    /// Fixed rules: the same plan for the same op and caps.
     Off,
-    /// Tables that come with this crate for known classes of device; else, for large problems, the
-    /// candidate that should cost least; else the fixed rules.
+    /// On devices that run on a CPU: a table that comes with this crate, else, for large problems, the
+    /// candidate that should cost least. Else the fixed rules.
     #[default]
     Heuristic,
     /// What was measured on this adapter; else as [`TuningMode::Heuristic`].
@@ -82,8 +82,17 @@ pub struct Tuned {
     pub bucket: String,
     /// All that ran.
     pub timed: Vec<Timed>,
-    /// Candidates that could not run, with the reason.
-    pub failed: Vec<(Tuning, String)>,
+    /// Candidates that could not run, or whose results differ.
+    pub failed: Vec<Failed>,
+}
+
+/// A candidate that is of no use.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Failed {
+    /// What it fixes.
+    pub tuning: Tuning,
+    /// Why.
+    pub reason: String,
 }
 
 /// Rows and keys of the subgroup schedule that are tried.
@@ -209,8 +218,8 @@ fn attention_bucket(op: &Attention) -> String {
     format!(
         "attention {} dims {head_dim}+{value_dim} heads 2^{} rows 2^{} keys 2^{}{}{}{}{}{}",
         op.q.dtype,
-        log2(batch * kv_heads),
-        log2(q_len * group),
+        log2(batch.saturating_mul(kv_heads)),
+        log2(q_len.saturating_mul(group)),
         log2(kv_len),
         has(op.causal != Causal::None, "causal"),
         has(op.mask.is_some(), "mask"),
@@ -220,11 +229,53 @@ fn attention_bucket(op: &Attention) -> String {
     )
 }
 
+/// How results differ, if by more than rounding: `max |a - b| / RMS(b)`.
+pub(crate) fn difference(results: &[f32], expected: &[f32], op: &Op) -> Option<String> {
+    let half = op
+        .tensors()
+        .iter()
+        .any(|(slot, layout)| slot.is_output() && layout.dtype == DType::F16);
+    let most = if half { 2e-2 } else { 1e-3 };
+    let finite = expected.iter().filter(|x| x.is_finite());
+    let squares: f64 = finite.map(|&x| f64::from(x).powi(2)).sum();
+    let rms = (squares / expected.len().max(1) as f64).sqrt();
+    let differs = |(&a, &b): (&f32, &f32)| {
+        // Infinities are equal or not. NaN differs, also from itself.
+        let apart = f64::from(a - b).abs();
+        a != b && (apart.is_nan() || apart > most * rms)
+    };
+    let wrong = results
+        .iter()
+        .zip(expected)
+        .filter(|&pair| differs(pair))
+        .count();
+    if results.len() != expected.len() {
+        return Some("gives other tensors than the fixed rules' choice".into());
+    }
+    (wrong > 0).then(|| {
+        format!(
+            "{wrong} of {} numbers differ from the fixed rules' choice",
+            expected.len()
+        )
+    })
+}
+
+/// The one to take: the rules' choice unless another takes less by more than 3 %; among those within
+/// 3 % of the fastest, the one that was ready first.
+pub(crate) fn best(timed: &[Timed]) -> Option<&Timed> {
+    const NOISE: f64 = 1.03;
+    let least = timed.iter().map(|t| t.ms).min_by(f64::total_cmp)?;
+    let close = || timed.iter().filter(|t| t.ms <= least * NOISE);
+    close()
+        .find(|t| t.tuning == Tuning::default())
+        .or_else(|| close().min_by(|a, b| a.first_ms.total_cmp(&b.first_ms)))
+}
+
 /// What chooses for an engine.
 #[derive(Debug, Default)]
 pub(crate) struct Tuner {
     pub mode: TuningMode,
-    measured: Mutex<Table>,
+    measured: Arc<Mutex<Table>>,
     // Choices made by estimate, which take a while to make.
     estimated: Mutex<HashMap<(String, Caps), Option<Tuning>>>,
 }
@@ -233,7 +284,16 @@ impl Tuner {
     pub fn new(mode: TuningMode, measured: Table) -> Self {
         Self {
             mode,
-            measured: Mutex::new(measured),
+            measured: Arc::new(Mutex::new(measured)),
+            estimated: Mutex::default(),
+        }
+    }
+
+    /// The same table, looked at in another way.
+    pub fn with_mode(&self, mode: TuningMode) -> Self {
+        Self {
+            mode,
+            measured: self.measured.clone(),
             estimated: Mutex::default(),
         }
     }
@@ -287,32 +347,104 @@ impl Tuner {
             return Some((entry.tuning, why));
         }
         if let Some(entry) = Table::shipped(caps).and_then(|table| table.entries.get(&bucket)) {
-            let why = format!("the fastest of {} on devices of this class", entry.tried);
+            let why = format!("the best of {} on llvmpipe with 2 cores", entry.tried);
             return Some((entry.tuning, why));
         }
         // The model is made for software devices; on others the rules know better.
-        let software = caps
-            .fixed_subgroup()
-            .is_some_and(|size| size <= SOFTWARE_SUBGROUP);
-        if !software {
+        if !caps.cpu_vectors() {
             return None;
         }
-        let tuning = *self
-            .estimated
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry((bucket, caps.clone()))
-            .or_insert_with(|| by_estimate(op, caps));
+        let key = (bucket, caps.clone());
+        let lock = || {
+            self.estimated
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let known = lock().get(&key).copied();
+        // The search takes milliseconds, so it holds no lock.
+        let tuning = known.unwrap_or_else(|| {
+            let tuning = canonical(op).and_then(|op| by_estimate(&op, caps));
+            lock().insert(key, tuning);
+            tuning
+        });
         Some((tuning?, "should cost least".into()))
     }
 }
 
+/// The one op that stands for its bucket, so that a choice does not hang on which op came first. None
+/// where the rules know the one way worth taking.
+fn canonical(op: &Op) -> Option<Op> {
+    let Op::Attention(op) = op else {
+        return None;
+    };
+    let round = |number: u64| 1u64 << number.max(1).ilog2();
+    let [batch, q_heads, q_len, head_dim] = dims(&op.q);
+    let [_, kv_heads, kv_len, value_dim] = dims(&op.v);
+    let heads = round(batch.saturating_mul(kv_heads));
+    let rows = round(q_len.saturating_mul(q_heads / kv_heads.max(1)));
+    let layout = |len, dim| Layout::new(op.q.dtype, [1, heads, len, dim]);
+    let keys = round(kv_len);
+    let op = Attention::new(
+        layout(rows, head_dim),
+        layout(keys, head_dim),
+        layout(keys, value_dim),
+    )
+    .causal(op.causal);
+    Some(op.into())
+}
+
 /// The cheapest candidate, when it is worth the search.
 fn by_estimate(op: &Op, caps: &Caps) -> Option<Tuning> {
-    // Other ops have one way worth taking per shape, which the rules know.
-    if !matches!(op, Op::Attention(_)) {
-        return None;
-    }
     let best = candidates(op, caps).into_iter().next()?;
     (best.estimate.ms >= LEAST_MS).then_some(best.tuning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_that_differ_are_seen() {
+        let layout = Layout::f32([1, 1, 2, 2]);
+        let op: Op = Attention::new(layout.clone(), layout.clone(), layout).into();
+        let expected = [1.0, -2.0, f32::NEG_INFINITY, 0.5];
+        assert_eq!(difference(&expected, &expected, &op), None);
+        assert_eq!(
+            difference(&[1.00001, -2.0, f32::NEG_INFINITY, 0.5], &expected, &op),
+            None
+        );
+        for wrong in [
+            [1.1, -2.0, f32::NEG_INFINITY, 0.5],
+            [f32::NAN, -2.0, f32::NEG_INFINITY, 0.5],
+            [1.0, -2.0, 3.0, 0.5],
+            [0.0, 0.0, 0.0, 0.0],
+        ] {
+            assert!(difference(&wrong, &expected, &op).is_some(), "{wrong:?}");
+        }
+        assert!(difference(&expected[..2], &expected, &op).is_some());
+    }
+
+    #[test]
+    fn noise_does_not_decide() {
+        let timed = |rows, ms, first_ms| Timed {
+            tuning: Tuning {
+                rows,
+                ..Tuning::default()
+            },
+            estimated_ms: 1.0,
+            ms,
+            first_ms,
+        };
+        let rows = |list: &[Timed]| best(list).and_then(|timed| timed.tuning.rows);
+        // The rules' choice, though another was 2 % faster.
+        assert_eq!(
+            rows(&[timed(Some(1), 0.98, 5.0), timed(None, 1.0, 9.0)]),
+            None
+        );
+        let far = timed(None, 2.0, 1.0);
+        // The one that compiles faster of two that are as fast.
+        let near = [timed(Some(1), 1.0, 900.0), timed(Some(2), 1.01, 30.0), far];
+        assert_eq!(rows(&near), Some(2));
+        assert!(best(&[]).is_none());
+    }
 }

@@ -56,7 +56,7 @@ static SHIPPED: LazyLock<Vec<Shipped>> = LazyLock::new(|| {
 impl Table {
     /// The table for a device's class, if there is one.
     pub fn shipped(caps: &Caps) -> Option<&'static Self> {
-        let size = caps.fixed_subgroup()?;
+        let size = caps.fixed_subgroup().filter(|_| caps.cpu_vectors())?;
         SHIPPED
             .iter()
             .find(|shipped| shipped.version == VERSION && shipped.subgroup == size)
