@@ -31,8 +31,8 @@ struct Program {
     /// Print JSON instead of tables.
     #[arg(long, global = true)]
     json: bool,
-    /// Folder of the pipeline cache and the tuning table. Default: the environment variable
-    /// FOVEATE_CACHE; without it, nothing is kept. Plans go by what the table has measured.
+    /// Folder of the table that `tune` writes, and that plans of `bench`, `run` and `verify` then go by.
+    /// Default: the environment variable FOVEATE_CACHE; without it, there is none.
     #[arg(long, global = true, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     #[command(subcommand)]
@@ -69,9 +69,11 @@ struct Globals {
 enum AttentionSchedule {
     /// Few rows, keys of its own for each lane.
     Decode,
+    /// Lanes own rows; keys and values go round by broadcast.
     Subgroup,
     /// Cooperative matrices, where the device has them.
     Matrix,
+    /// Tiles in workgroup memory; needs no subgroups.
     Tile,
 }
 
