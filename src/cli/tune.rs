@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     progress.finish_and_clear();
     if globals.cache.is_none() {
         note(
-            "not kept: give a folder with --cache or FOVEATE_CACHE, and the other commands use it",
+            "not kept: give a folder with --cache or FOVEATE_CACHE, which bench, run and verify then use",
         );
     }
     Ok(ExitCode::SUCCESS)
