@@ -56,6 +56,26 @@ impl AttentionIo {
     }
 }
 
+/// What kernels need whose workgroup is one subgroup of this many lanes.
+pub(super) fn one_subgroup(lanes: u32, caps: &Caps) -> Result<(), String> {
+    match caps.subgroup {
+        None => return Err("the device has no subgroup operations".into()),
+        Some((min, max)) if min != max => {
+            return Err(format!(
+                "the subgroup size may be anything from {min} to {max}"
+            ));
+        }
+        Some((size, _)) if size != lanes => {
+            return Err(format!("subgroups have {size} lanes"));
+        }
+        Some(_) => {}
+    }
+    if lanes > caps.max_invocations {
+        return Err("a subgroup is larger than a workgroup may be".into());
+    }
+    Ok(())
+}
+
 params! {
     /// Parameters of every attention schedule (`shaders/shared/attention.wgsl`).
     AttentionParams {

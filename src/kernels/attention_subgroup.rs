@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::AttentionIo;
 pub use super::AttentionParams as Params;
+use super::{AttentionIo, attention::one_subgroup};
 use crate::{caps::Caps, shader::Constants};
 
 /// A variant of the kernel.
@@ -54,21 +54,7 @@ impl super::Variant for Variant {
     }
 
     fn supports(&self, caps: &Caps) -> Result<(), String> {
-        match caps.subgroup {
-            None => return Err("the device has no subgroup operations".into()),
-            Some((min, max)) if min != max => {
-                return Err(format!(
-                    "the subgroup size may be anything from {min} to {max}"
-                ));
-            }
-            Some((size, _)) if size != self.subgroup => {
-                return Err(format!("subgroups have {size} lanes"));
-            }
-            Some(_) => {}
-        }
-        if self.subgroup > caps.max_invocations {
-            return Err("a subgroup is larger than a workgroup may be".into());
-        }
+        one_subgroup(self.subgroup, caps)?;
         self.io.supports(caps)
     }
 }

@@ -2,6 +2,7 @@
 //! the same op and caps always give the same outline.
 
 mod attention;
+mod choose;
 mod merge;
 mod slice;
 mod softmax;

@@ -1,0 +1,367 @@
+//! Attention: which schedule, and which variant of it.
+
+use super::{SMALL_SUBGROUP, Schedule, Tuning, by_fours, small};
+use crate::{
+    caps::{Caps, MatrixShape},
+    error::{Error, Result},
+    kernels::{
+        AttentionIo, Kernel, attention_decode, attention_matrix, attention_merge,
+        attention_subgroup, attention_tile,
+    },
+    ops::{Attention, dims},
+    tensor::DType,
+};
+
+/// Rows per KV head below which most of a matrix would be empty.
+const LEAST_MATRIX_ROWS: u64 = 16;
+/// Rows per KV head up to which reading K and V once counts for more than sharing loads.
+const MOST_DECODE_ROWS: u64 = 8;
+/// Vectors of q, all rows of a workgroup, that the decode schedule holds.
+const DECODE_VECTORS: u64 = 256;
+/// Bytes of K that a lane of a software device reads before the lanes move on: two pages.
+const STRETCH_BYTES: u64 = 8192;
+
+/// A schedule with its variant, as far as planning needs to know it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Choice {
+    Decode(attention_decode::Variant),
+    Subgroup(attention_subgroup::Variant),
+    Tile(attention_tile::Variant),
+    Matrix(attention_matrix::Variant),
+}
+
+impl Choice {
+    pub(super) fn schedule(self) -> Schedule {
+        match self {
+            Self::Decode(_) => Schedule::Decode,
+            Self::Subgroup(_) => Schedule::Subgroup,
+            Self::Tile(_) => Schedule::Tile,
+            Self::Matrix(_) => Schedule::Matrix,
+        }
+    }
+
+    pub(super) fn kernel(self, partial: bool) -> Kernel {
+        let io = |io: AttentionIo| AttentionIo {
+            partial,
+            lse: io.lse && !partial,
+            ..io
+        };
+        match self {
+            Self::Decode(variant) => attention_decode::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
+            Self::Subgroup(variant) => attention_subgroup::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
+            Self::Tile(variant) => attention_tile::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
+            Self::Matrix(variant) => attention_matrix::Variant {
+                io: io(variant.io),
+                ..variant
+            }
+            .into(),
+        }
+    }
+
+    pub(super) fn tile_rows(self) -> u64 {
+        match self {
+            Self::Decode(variant) => variant.rows.into(),
+            Self::Subgroup(variant) => variant.tile_rows().into(),
+            Self::Tile(_) => attention_tile::TILE.into(),
+            Self::Matrix(variant) => variant.tile_rows().into(),
+        }
+    }
+
+    /// Keys per iteration of the loop over keys.
+    pub(super) fn step_keys(self) -> u64 {
+        match self {
+            Self::Decode(variant) => variant.subgroup.into(),
+            Self::Subgroup(variant) => variant.keys.into(),
+            Self::Tile(_) => attention_tile::TILE.into(),
+            Self::Matrix(variant) => variant.keys.into(),
+        }
+    }
+
+    /// The most keys that one invocation may loop over.
+    pub(super) fn most_keys(self, head_dim: u64, budget: u32) -> Option<u64> {
+        // One iteration less than the budget, for the check that ends the loop.
+        let budget = u64::from(budget.saturating_sub(1));
+        let step = self.step_keys();
+        let keys = match self {
+            Self::Decode(variant) => variant.keys_in(budget),
+            Self::Subgroup(variant) => budget / variant.iterations(step) * step,
+            Self::Tile(variant) => budget / variant.iterations(step, head_dim) * step,
+            Self::Matrix(variant) => budget / variant.iterations(step) * step,
+        };
+        (keys > 0).then_some(keys)
+    }
+}
+
+/// The schedules not chosen, each with its reason.
+pub(super) type Rejected = Vec<(Schedule, String)>;
+
+/// The first schedule that runs and suits, in a fixed order; or the one that is asked for.
+pub(super) fn choose(
+    op: &Attention,
+    caps: &Caps,
+    tuning: &Tuning,
+) -> Result<(Choice, String, Rejected)> {
+    let io = AttentionIo {
+        f16: op.q.dtype == DType::F16,
+        mask: op.mask.is_some(),
+        bias: op.bias.as_ref().map(|bias| bias.dtype == DType::F16),
+        lens: op.kv_len.is_some(),
+        lse: op.lse.is_some(),
+        partial: false,
+    };
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    check_numbers(tuning)?;
+    let decode = Choice::Decode(decode_variant(op, io, caps, tuning));
+    let subgroup = Choice::Subgroup(subgroup_variant(op, io, caps, tuning));
+    let tile = Choice::Tile(attention_tile::Variant {
+        v_chunks: small(value_dim.div_ceil(attention_tile::TILE.into())),
+        io,
+    });
+    let matrix = matrix_variant(op, io, caps);
+    let forced = |schedule| tuning.schedule.is_some_and(|wanted| wanted != schedule);
+    let mut rejected = Rejected::new();
+    let mut chosen: Option<(Choice, String)> = None;
+    for (candidate, why) in [
+        (
+            decode,
+            "few rows per KV head: reading keys and values once is the cost, so each lane reads keys \
+             of its own",
+        ),
+        (
+            subgroup,
+            "a load costs more than arithmetic on devices with subgroups this small, so each is \
+             shared by broadcast",
+        ),
+        (
+            Choice::Matrix(matrix),
+            "matrix instructions do both products, and fill on this many rows",
+        ),
+        (
+            tile,
+            "needs no subgroup operations: keys and values are shared in workgroup memory",
+        ),
+    ] {
+        let schedule = candidate.schedule();
+        // The whole kernel must run, and so must the partial one and the merge.
+        let merge = attention_merge::Variant {
+            source: attention_merge::Source::Scratch,
+            f16: io.f16,
+            lse: io.lse,
+        };
+        let runs = [
+            candidate.kernel(false),
+            candidate.kernel(true),
+            merge.into(),
+        ]
+        .into_iter()
+        .try_for_each(|kernel| kernel.supports(caps));
+        let reason = if forced(schedule) {
+            Some("the caller asked for another".to_owned())
+        } else if let Err(reason) = runs {
+            Some(reason)
+        } else if candidate.most_keys(head_dim, caps.loop_budget).is_none() {
+            Some("the loop budget is smaller than one step".into())
+        } else if tuning.schedule.is_none()
+            && let Some(reason) = unsuited(schedule, op, caps)
+        {
+            Some(reason)
+        } else if chosen.is_some() {
+            Some("the one before it fits better".into())
+        } else {
+            None
+        };
+        match reason {
+            Some(reason) => rejected.push((schedule, reason)),
+            None if tuning.schedule.is_some() => {
+                chosen = Some((candidate, "the caller asked for it".into()));
+            }
+            None => chosen = Some((candidate, why.into())),
+        }
+    }
+    let Some((choice, why)) = chosen else {
+        let reasons: Vec<String> = rejected
+            .iter()
+            .map(|(schedule, reason)| format!("{schedule}: {reason}"))
+            .collect();
+        return Err(Error::unsupported(
+            format!("attention with {} tensors", op.q.dtype),
+            reasons.join("; "),
+            "create the device with these features and limits, or store the tensors as f32",
+        ));
+    };
+    Ok((choice, why, rejected))
+}
+
+/// The matrix variant; without matrices on the device one that it does not support, which says so.
+fn matrix_variant(op: &Attention, io: AttentionIo, caps: &Caps) -> attention_matrix::Variant {
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    let shape = caps.matrix(io.f16).unwrap_or(MatrixShape {
+        side: if io.f16 { 16 } else { 8 },
+        f16: io.f16,
+        emulated: false,
+    });
+    let sizes = (packed_rows(op), small(head_dim), small(value_dim));
+    let mut variant = attention_matrix::Variant::new(shape, caps, io, sizes);
+    variant.vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    variant
+}
+
+/// Why a schedule that could run is not for this op or device, unless the caller asks for it.
+fn unsuited(schedule: Schedule, op: &Attention, caps: &Caps) -> Option<String> {
+    let rows = packed_rows(op);
+    let wide = caps
+        .fixed_subgroup()
+        .is_some_and(|size| size > SMALL_SUBGROUP)
+        && !caps.software;
+    match schedule {
+        Schedule::Decode if rows > MOST_DECODE_ROWS => Some(format!(
+            "{rows} rows per KV head are enough to share each load among"
+        )),
+        Schedule::Decode if wide => Some(
+            "subgroups of more than 8 lanes: it keeps more per lane than hardware has registers"
+                .into(),
+        ),
+        Schedule::Subgroup if wide => Some(
+            "subgroups of more than 8 lanes: workgroup memory is the faster way to share".into(),
+        ),
+        Schedule::Matrix if rows < LEAST_MATRIX_ROWS => Some(format!(
+            "{rows} rows per KV head leave most of a matrix empty"
+        )),
+        Schedule::Matrix
+            if caps
+                .matrix(op.q.dtype == DType::F16)
+                .is_some_and(|m| m.emulated) =>
+        {
+            Some("emulated matrices are for tests alone".into())
+        }
+        Schedule::Matrix if !caps.matrices_checked => Some(
+            "not checked on this device: ask for it, tune, or set Caps::matrices_checked".into(),
+        ),
+        _ => None,
+    }
+}
+
+fn check_numbers(tuning: &Tuning) -> Result<()> {
+    for (name, number) in [("rows", tuning.rows), ("keys", tuning.keys)] {
+        if let Some(number) = number
+            && !(1..=8).contains(&number)
+        {
+            return Err(Error::invalid(
+                format!("tuning.{name}"),
+                number.to_string(),
+                "give a number from 1 to 8",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Query rows that share a KV head.
+fn packed_rows(op: &Attention) -> u64 {
+    let [_, q_heads, q_len, _] = dims(&op.q);
+    let [_, kv_heads, ..] = dims(&op.k);
+    q_heads / kv_heads.max(1) * q_len
+}
+
+fn decode_variant(
+    op: &Attention,
+    io: AttentionIo,
+    caps: &Caps,
+    tuning: &Tuning,
+) -> attention_decode::Variant {
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    let vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    let (d4, v4) = (vectors(head_dim, vec4), vectors(value_dim, vec4));
+    // Each row of q stays in registers, or in what takes their place.
+    let fit = (DECODE_VECTORS / u64::from(d4.max(v4))).max(1);
+    let rows = packed_rows(op)
+        .next_power_of_two()
+        .min(MOST_DECODE_ROWS)
+        .min(fit);
+    // A software device reads best when each lane stays in pages of its own; hardware, when
+    // neighbours read neighbours.
+    let software = caps.cpu_vectors();
+    let row_bytes =
+        op.k.strides
+            .get(2)
+            .map_or(1, |stride| stride * op.k.dtype.size())
+            .max(1);
+    let stretch = if software {
+        small(
+            (STRETCH_BYTES / row_bytes)
+                .clamp(1, 256)
+                .next_power_of_two(),
+        )
+    } else {
+        1
+    };
+    attention_decode::Variant {
+        subgroup: caps.subgroup.map_or(0, |(min, _)| min),
+        rows: tuning.rows.unwrap_or(small(rows)),
+        stretch,
+        d4,
+        v4,
+        vec4,
+        io,
+    }
+}
+
+fn subgroup_variant(
+    op: &Attention,
+    io: AttentionIo,
+    caps: &Caps,
+    tuning: &Tuning,
+) -> attention_subgroup::Variant {
+    let [.., head_dim] = dims(&op.q);
+    let [.., value_dim] = dims(&op.v);
+    let vec4 = [&op.q, &op.k, &op.v, &op.o].into_iter().all(by_fours);
+    // As many rows as stay near, each with a row of q and one of o; as many keys as keep the code of a
+    // step within a CPU's instruction cache, past which it runs at half the speed.
+    let (rows, keys) = match head_dim.max(value_dim) {
+        ..=16 => (4, 4),
+        17..=64 => (4, 2),
+        65..=96 => (4, 1),
+        97..=128 => (3, 1),
+        129..=192 => (2, 1),
+        _ => (1, 1),
+    };
+    attention_subgroup::Variant {
+        subgroup: caps.subgroup.map_or(0, |(min, _)| min),
+        rows: tuning.rows.unwrap_or(rows),
+        keys: tuning.keys.unwrap_or(keys),
+        d4: vectors(head_dim, vec4),
+        v4: vectors(value_dim, vec4),
+        vec4,
+        io,
+    }
+}
+
+/// Vectors of four in a row. Rows that are read element by element are padded, so that few
+/// variants serve all dims.
+fn vectors(dim: u64, vec4: bool) -> u32 {
+    let padded = if vec4 {
+        dim
+    } else if dim <= 8 {
+        dim.next_multiple_of(4)
+    } else if dim <= 64 {
+        dim.next_multiple_of(16)
+    } else {
+        dim.next_multiple_of(64)
+    };
+    small(padded.div_ceil(4))
+}
