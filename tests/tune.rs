@@ -84,8 +84,10 @@ fn what_is_measured_is_remembered() {
                 .iter()
                 .any(|timed| timed.tuning == Tuning::default())
         );
-        let best = tuned.timed[0].tuning;
-        assert_eq!(engine.tuning_table().entries[&tuned.bucket].tuning, best);
+        // One of the fastest: within 3 % it is the rules' choice, or what was ready first.
+        let kept = engine.tuning_table().entries[&tuned.bucket];
+        assert!(tuned.timed.iter().any(|timed| timed.tuning == kept.tuning));
+        assert!(kept.ms <= tuned.timed[0].ms * 1.03, "{kept:?}, {tuned:?}");
         let after = engine.plan(&op).expect("plans").explain();
         assert!(after.contains("measured on this adapter"), "{after}");
 
