@@ -393,12 +393,17 @@ fn canonical(op: &Op) -> Option<Op> {
     Some(op.into())
 }
 
+/// Whether a model's word is enough for a choice: not for matrices that nobody has checked, which
+/// software devices may list too.
+fn trusted(tuning: &Tuning, caps: &Caps) -> bool {
+    tuning.schedule != Some(Schedule::Matrix) || caps.matrices_checked
+}
+
 /// The cheapest candidate, when it is worth the search.
 fn by_estimate(op: &Op, caps: &Caps) -> Option<Tuning> {
-    // A model's word is not enough for a schedule that wants checking.
-    let best = candidates(op, caps).into_iter().find(|candidate| {
-        candidate.tuning.schedule != Some(Schedule::Matrix) || caps.matrices_checked
-    })?;
+    let best = candidates(op, caps)
+        .into_iter()
+        .find(|candidate| trusted(&candidate.tuning, caps))?;
     (best.estimate.ms >= LEAST_MS).then_some(best.tuning)
 }
 
@@ -427,30 +432,17 @@ mod tests {
         assert!(difference(&expected[..2], &expected, &op).is_some());
     }
 
-    /// A software device may list matrices too.
     #[test]
     fn the_model_alone_takes_no_unchecked_matrices() {
-        let mut caps = Caps {
-            subgroup: Some((8, 8)),
-            software: true,
-            f16: true,
-            workgroup_bytes: 32 << 10,
-            max_invocations: 1024,
-            matrices: vec![crate::caps::MatrixShape {
-                side: 16,
-                f16: true,
-                emulated: false,
-            }],
-            ..Caps::minimum()
+        let of = |schedule| Tuning {
+            schedule: Some(schedule),
+            ..Tuning::default()
         };
-        let layout = Layout::new(DType::F16, [1, 8, 1024, 64]);
-        let op: Op = Attention::new(layout.clone(), layout.clone(), layout).into();
-        let matrix = |c: &Candidate| c.tuning.schedule == Some(Schedule::Matrix);
-        assert!(candidates(&op, &caps).iter().any(matrix));
-        let outline = |caps: &Caps| Tuner::default().outline(&op, caps).expect("plans");
-        assert_eq!(outline(&caps).schedule, Schedule::Subgroup);
-        caps.matrices.clear();
-        assert_eq!(outline(&caps).schedule, Schedule::Subgroup);
+        let mut caps = Caps::minimum();
+        assert!(trusted(&of(Schedule::Tile), &caps));
+        assert!(!trusted(&of(Schedule::Matrix), &caps));
+        caps.matrices_checked = true;
+        assert!(trusted(&of(Schedule::Matrix), &caps));
     }
 
     #[test]
