@@ -1195,6 +1195,7 @@ fn laid_out(dtype: DType, shape: Vec<u64>) -> impl Strategy<Value = Layout> {
         15 => Just(2),
         2 => Just(3),
         2 => Just(4),
+        5 => Just(5),
     ];
     (
         kind,
@@ -1222,6 +1223,14 @@ fn laid_out(dtype: DType, shape: Vec<u64>) -> impl Strategy<Value = Layout> {
                     }
                 }
                 4 => layout.strides = strides,
+                5 => {
+                    // What stands beside an axis of length 1 means nothing.
+                    for (axis, stride) in strides.into_iter().enumerate() {
+                        if shape[axis] == 1 {
+                            layout.strides[axis] = stride;
+                        }
+                    }
+                }
                 _ => {}
             }
             layout

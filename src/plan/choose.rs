@@ -299,7 +299,8 @@ fn decode_variant(
     let row_bytes =
         op.k.strides
             .get(2)
-            .map_or(1, |stride| stride * op.k.dtype.size())
+            // The stride of an axis of length 1 is whatever the caller left there.
+            .map_or(1, |stride| stride.saturating_mul(op.k.dtype.size()))
             .max(1);
     let stretch = if software {
         small(
