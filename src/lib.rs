@@ -124,7 +124,10 @@ pub use call::Call;
 pub use caps::Caps;
 pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
-pub use ops::{Attention, AttentionArgs, Causal, Merge, MergeArgs, Op, Softmax, SoftmaxArgs};
+pub use ops::{
+    Attention, AttentionArgs, BlockMask, Causal, Corner, Merge, MergeArgs, Mod, ModBuffer, Op,
+    Softmax, SoftmaxArgs, Window,
+};
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};
 pub use standalone::{ADAPTER_VARIABLE, Gpu, Tensor, adapters, choose};

@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Args, Slot, same_bits};
+use super::{Args, Mod, Slot, same_bits};
 use crate::{
     error::{Error, Result},
     tensor::{DType, Layout, View},
@@ -27,8 +27,68 @@ pub enum Causal {
     BottomRight,
 }
 
+/// Where the diagonal of a window lies when there are more keys than queries, or fewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Corner {
+    /// Query `i` stands at key `i`.
+    #[default]
+    TopLeft,
+    /// Query `i` stands at key `i + kv_len - q_len`, with the batch entry's own lengths where they are
+    /// given: the last query stands at the last key.
+    BottomRight,
+}
+
+/// A sliding window: the keys around the place of each query that it sees, itself always among them.
+///
+/// Mistral's window of `w` keys is `left = w - 1`, `right = 0`; ONNX and PyTorch's `left_window_size` is
+/// `left`. Source: Beltagy et al., Longformer (arXiv:2004.05150); first keys: Xiao et al., StreamingLLM
+/// (arXiv:2309.17453).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Window {
+    /// Keys before a query's own place; all of them when absent.
+    pub left: Option<u64>,
+    /// Keys after a query's own place; all of them when absent. Causal masking takes them away.
+    pub right: Option<u64>,
+    /// Keys at the start of the sequence that stay visible wherever the window is (attention sinks of
+    /// streaming), as far as `right` and causal masking allow.
+    pub first: u64,
+    /// Where the diagonal lies; that of [`Attention::causal`] when that is set.
+    pub corner: Corner,
+}
+
+/// Which blocks of queries see which blocks of keys, as bits: blocks that are not seen are neither read nor
+/// computed.
+///
+/// The tensor is u32 `[batch, q_heads, q_blocks, words]`, where each of the first two axes may be 1:
+/// bit `b % 32` of word `b / 32` tells whether the block of keys `b` is seen, `q_blocks` is
+/// `ceil(q_len / block_q)` and `words` is `ceil(ceil(kv_len / block_kv) / 32)`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockMask {
+    /// The bits.
+    pub bits: Layout,
+    /// Queries per block.
+    pub block_q: u64,
+    /// Keys per block.
+    pub block_kv: u64,
+}
+
 /// `o = softmax(scale * q k^T + bias, over the visible keys) v`, per batch entry and query head,
 /// without the `q_len x kv_len` matrix in memory.
+///
+/// # Scores
+///
+/// In this order: `scale * q k^T`; [`Attention::softcap`]; [`Attention::bias`]; the `score_mod` of each of
+/// [`Attention::mods`]; the softmax over the visible keys, with [`Attention::sinks`] in its denominator.
+///
+/// # Visibility
+///
+/// A key is visible when everything that is given allows it: `kv_len`, `q_len`, causal masking and window
+/// (`prefix_len` adds keys to those two), `head_windows`, sequences, `mask`, `block_mask`, the `mask_mod` of
+/// each of `mods`. Ranges of keys that none of a tile's queries sees are not read: those that follow from
+/// lengths, causal masking, windows, sequences, block masks and the `key_range` of mods.
 ///
 /// Query head `h` reads KV head `h / (q_heads / kv_heads)` (grouped-query attention; one KV head
 /// is multi-query attention). Sums, maxima and products are f32 whatever the storage. A query
@@ -71,6 +131,44 @@ pub struct Attention {
     /// Causal masking.
     #[serde(default)]
     pub causal: Causal,
+    /// Valid queries per batch entry, u32 `[batch]`: those past it see nothing. A length past the
+    /// queries counts as all of them.
+    #[serde(default)]
+    pub q_len: Option<Layout>,
+    /// Keys per batch entry, u32 `[batch]`, at the start of the sequence, that every query sees in spite of
+    /// causal masking and window (prefix-LM).
+    #[serde(default)]
+    pub prefix_len: Option<Layout>,
+    /// Packed sequences of different lengths: where the queries of each begin and, last, where those of the
+    /// last one end, u32 `[sequences + 1]`, rising from 0. Needs [`Attention::cu_kv`] and a batch of 1.
+    /// Queries see keys of their own sequence alone; places, causal masking and windows count within it.
+    /// Queries past the last end see nothing. Lengths that fall or overrun give some defined result.
+    #[serde(default)]
+    pub cu_q: Option<Layout>,
+    /// The same for keys and values.
+    #[serde(default)]
+    pub cu_kv: Option<Layout>,
+    /// Sliding window.
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// A window of its own for each query head, u32 `[q_heads, 2]`: how many keys before and including its
+    /// own place a query sees, and how many at the start. `u32::MAX` recent keys are all of them (DuoAttention:
+    /// full and streaming heads in one call; arXiv:2410.10819).
+    #[serde(default)]
+    pub head_windows: Option<Layout>,
+    /// A learned logit per query head, f32 `[q_heads]`, that takes part in the softmax's denominator alone
+    /// (attention sinks as in gpt-oss). It is not scaled; `lse` includes it.
+    #[serde(default)]
+    pub sinks: Option<Layout>,
+    /// Scaled scores become `softcap * tanh(score / softcap)`, before the bias (Gemma 2).
+    #[serde(default)]
+    pub softcap: Option<f32>,
+    /// Blocks of keys that are skipped.
+    #[serde(default)]
+    pub block_mask: Option<BlockMask>,
+    /// Functions in WGSL on scores and visibility, applied in this order.
+    #[serde(default)]
+    pub mods: Vec<Mod>,
 }
 
 impl Attention {
@@ -94,6 +192,16 @@ impl Attention {
             kv_len: None,
             scale: None,
             causal: Causal::None,
+            q_len: None,
+            prefix_len: None,
+            cu_q: None,
+            cu_kv: None,
+            window: None,
+            head_windows: None,
+            sinks: None,
+            softcap: None,
+            block_mask: None,
+            mods: Vec::new(),
         }
     }
 
@@ -147,6 +255,70 @@ impl Attention {
         self
     }
 
+    /// Sets the valid queries per batch entry.
+    #[must_use]
+    pub fn q_len(mut self, q_len: Layout) -> Self {
+        self.q_len = Some(q_len);
+        self
+    }
+
+    /// Sets the keys at the start that every query sees.
+    #[must_use]
+    pub fn prefix_len(mut self, prefix_len: Layout) -> Self {
+        self.prefix_len = Some(prefix_len);
+        self
+    }
+
+    /// Sets where packed sequences begin and end.
+    #[must_use]
+    pub fn packed(mut self, cu_q: Layout, cu_kv: Layout) -> Self {
+        self.cu_q = Some(cu_q);
+        self.cu_kv = Some(cu_kv);
+        self
+    }
+
+    /// Sets the sliding window.
+    #[must_use]
+    pub fn window(mut self, window: Window) -> Self {
+        self.window = Some(window);
+        self
+    }
+
+    /// Sets a window per query head.
+    #[must_use]
+    pub fn head_windows(mut self, windows: Layout) -> Self {
+        self.head_windows = Some(windows);
+        self
+    }
+
+    /// Sets the logits in the denominator.
+    #[must_use]
+    pub fn sinks(mut self, sinks: Layout) -> Self {
+        self.sinks = Some(sinks);
+        self
+    }
+
+    /// Sets the soft cap on scaled scores.
+    #[must_use]
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// Sets the block mask.
+    #[must_use]
+    pub fn block_mask(mut self, mask: BlockMask) -> Self {
+        self.block_mask = Some(mask);
+        self
+    }
+
+    /// Adds a modification in WGSL.
+    #[must_use]
+    pub fn modified(mut self, change: Mod) -> Self {
+        self.mods.push(change);
+        self
+    }
+
     /// The factor on `q k^T` that holds.
     pub fn effective_scale(&self) -> f32 {
         self.scale
@@ -180,7 +352,14 @@ impl Attention {
             layout.check(name)?;
             let rank = match slot {
                 Slot::Lse => 3,
-                Slot::KvLen => 1,
+                Slot::KvLen
+                | Slot::QLen
+                | Slot::PrefixLen
+                | Slot::CuQ
+                | Slot::CuKv
+                | Slot::Sinks => 1,
+                Slot::HeadWindows => 2,
+                Slot::Buffer0 | Slot::Buffer1 | Slot::Buffer2 | Slot::Buffer3 => layout.rank(),
                 // Masks broadcast from any rank up to 4.
                 Slot::Mask | Slot::Bias => layout.rank().min(4),
                 _ => 4,
@@ -194,7 +373,18 @@ impl Attention {
             }
             let (good, want) = match slot {
                 Slot::Mask => (layout.dtype == DType::Bool, "bool (one byte each)"),
-                Slot::KvLen => (layout.dtype == DType::U32, "u32"),
+                Slot::KvLen
+                | Slot::QLen
+                | Slot::PrefixLen
+                | Slot::CuQ
+                | Slot::CuKv
+                | Slot::HeadWindows
+                | Slot::Blocks => (layout.dtype == DType::U32, "u32"),
+                Slot::Sinks => (layout.dtype == DType::F32, "f32"),
+                Slot::Buffer0 | Slot::Buffer1 | Slot::Buffer2 | Slot::Buffer3 => (
+                    matches!(layout.dtype, DType::F32 | DType::U32),
+                    "f32 or u32",
+                ),
                 Slot::Lse => (layout.dtype == DType::F32, "f32"),
                 Slot::K | Slot::V | Slot::O => (layout.dtype == self.q.dtype, "q's element type"),
                 _ => (
@@ -247,8 +437,33 @@ impl Attention {
             shape("lse", lse, &[batch, q_heads, q_len])?;
             lse.check_output("lse")?;
         }
-        if let Some(lens) = &self.kv_len {
-            shape("kv_len", lens, &[batch])?;
+        for (slot, lens) in [
+            (Slot::KvLen, &self.kv_len),
+            (Slot::QLen, &self.q_len),
+            (Slot::PrefixLen, &self.prefix_len),
+        ] {
+            if let Some(lens) = lens {
+                shape(slot.name(), lens, &[batch])?;
+            }
+        }
+        if let Some(sinks) = &self.sinks {
+            shape("sinks", sinks, &[q_heads])?;
+        }
+        if let Some(windows) = &self.head_windows {
+            shape("head_windows", windows, &[q_heads, 2])?;
+        }
+        self.check_packed()?;
+        self.check_window()?;
+        self.check_block_mask()?;
+        Mod::check_all(&self.mods)?;
+        if let Some(cap) = self.softcap
+            && !(cap.is_normal() && cap > 0.0 && cap < 1e30)
+        {
+            return Err(Error::invalid(
+                "softcap",
+                cap.to_string(),
+                "give a number above 0 and below 1e30, or none",
+            ));
         }
         let scores = [batch, q_heads, q_len, kv_len];
         for (name, layout) in [("mask", &self.mask), ("bias", &self.bias)] {
@@ -267,6 +482,104 @@ impl Attention {
         self.o.check_output("o")
     }
 
+    fn check_packed(&self) -> Result<()> {
+        let (cu_q, cu_kv) = match (&self.cu_q, &self.cu_kv) {
+            (None, None) => return Ok(()),
+            (Some(cu_q), Some(cu_kv)) => (cu_q, cu_kv),
+            _ => {
+                return Err(Error::invalid(
+                    "cu_q",
+                    "only one of cu_q and cu_kv is given",
+                    "give both: where the queries of each sequence begin, and where its keys do",
+                ));
+            }
+        };
+        if cu_q.shape != cu_kv.shape || cu_q.shape[0] < 2 {
+            return Err(Error::invalid(
+                "cu_q",
+                format!(
+                    "shapes {:?} and {:?} of cu_q and cu_kv",
+                    cu_q.shape, cu_kv.shape
+                ),
+                "give both [sequences + 1] numbers",
+            ));
+        }
+        if dims(&self.q)[0] != 1 || self.q_len.is_some() || self.kv_len.is_some() {
+            return Err(Error::invalid(
+                "cu_q",
+                "packed sequences in a batch, or with q_len or kv_len",
+                "pack all sequences into one batch entry; cu_q and cu_kv hold their lengths",
+            ));
+        }
+        if self.prefix_len.is_some() || self.block_mask.is_some() {
+            return Err(Error::unsupported(
+                "packed sequences with prefix_len or block_mask",
+                "both count from the start of the tensor",
+                "give a mask_mod, or call once per sequence",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_window(&self) -> Result<()> {
+        let Some(window) = self.window else {
+            return Ok(());
+        };
+        let corner = match self.causal {
+            Causal::None => window.corner,
+            Causal::TopLeft => Corner::TopLeft,
+            Causal::BottomRight => Corner::BottomRight,
+        };
+        if window.corner != corner && window.corner != Corner::default() {
+            return Err(Error::invalid(
+                "window",
+                format!(
+                    "a window at {:?} with causal masking at {corner:?}",
+                    window.corner
+                ),
+                "give both the same corner",
+            ));
+        }
+        if self.head_windows.is_some() && (window.left.is_some() || window.first > 0) {
+            return Err(Error::invalid(
+                "window",
+                "a window to the left, or first keys, beside head_windows",
+                "head_windows says both for each head: leave `left` and `first` of the window out",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_block_mask(&self) -> Result<()> {
+        let Some(mask) = &self.block_mask else {
+            return Ok(());
+        };
+        let [batch, q_heads, q_len, _] = dims(&self.q);
+        let [_, _, kv_len, _] = dims(&self.k);
+        if mask.block_q == 0 || mask.block_kv == 0 {
+            return Err(Error::invalid(
+                "block_mask",
+                format!("blocks of {} x {}", mask.block_q, mask.block_kv),
+                "give blocks of at least one query and one key",
+            ));
+        }
+        let rows = q_len.div_ceil(mask.block_q);
+        let words = kv_len.div_ceil(mask.block_kv).div_ceil(32);
+        let [b, h, r, w] = dims(&mask.bits);
+        if !(b == 1 || b == batch) || !(h == 1 || h == q_heads) || r != rows || w != words {
+            return Err(Error::invalid(
+                "block_mask",
+                format!(
+                    "bits of shape {:?} where {:?} is expected",
+                    mask.bits.shape,
+                    [batch, q_heads, rows, words]
+                ),
+                "give a row of bits per block of queries, 32 blocks of keys in each word",
+            ));
+        }
+        Ok(())
+    }
+
     pub(super) fn tensors(&self) -> Vec<(Slot, &Layout)> {
         let mut list = vec![
             (Slot::Q, &self.q),
@@ -279,9 +592,26 @@ impl Attention {
             (Slot::Mask, &self.mask),
             (Slot::Bias, &self.bias),
             (Slot::KvLen, &self.kv_len),
+            (Slot::QLen, &self.q_len),
+            (Slot::PrefixLen, &self.prefix_len),
+            (Slot::CuQ, &self.cu_q),
+            (Slot::CuKv, &self.cu_kv),
+            (Slot::HeadWindows, &self.head_windows),
+            (Slot::Sinks, &self.sinks),
         ] {
             list.extend(layout.as_ref().map(|layout| (slot, layout)));
         }
+        list.extend(
+            self.block_mask
+                .iter()
+                .map(|mask| (Slot::Blocks, &mask.bits)),
+        );
+        let buffers = self.mods.iter().flat_map(|change| &change.buffers);
+        list.extend(
+            Slot::BUFFERS
+                .into_iter()
+                .zip(buffers.map(|buffer| &buffer.layout)),
+        );
         list
     }
 }
@@ -295,7 +625,11 @@ impl PartialEq for Attention {
     fn eq(&self, other: &Self) -> bool {
         self.tensors() == other.tensors()
             && self.causal == other.causal
+            && self.window == other.window
+            && self.block_mask == other.block_mask
+            && self.mods == other.mods
             && same_bits(self.scale, other.scale)
+            && same_bits(self.softcap, other.softcap)
     }
 }
 
@@ -305,7 +639,11 @@ impl Hash for Attention {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.tensors().hash(state);
         self.causal.hash(state);
+        self.window.hash(state);
+        self.block_mask.hash(state);
+        self.mods.hash(state);
         self.scale.map(f32::to_bits).hash(state);
+        self.softcap.map(f32::to_bits).hash(state);
     }
 }
 
@@ -328,6 +666,22 @@ pub struct AttentionArgs<'a> {
     pub bias: Option<View<'a>>,
     /// Valid keys per batch entry, where the op has them.
     pub kv_len: Option<View<'a>>,
+    /// Valid queries per batch entry, where the op has them.
+    pub q_len: Option<View<'a>>,
+    /// Keys that every query sees, where the op has them.
+    pub prefix_len: Option<View<'a>>,
+    /// Where packed queries begin, where the op has them.
+    pub cu_q: Option<View<'a>>,
+    /// Where packed keys begin, where the op has them.
+    pub cu_kv: Option<View<'a>>,
+    /// A window per query head, where the op has them.
+    pub head_windows: Option<View<'a>>,
+    /// Logits in the denominator, where the op has them.
+    pub sinks: Option<View<'a>>,
+    /// The bits of the block mask, where the op has one.
+    pub blocks: Option<View<'a>>,
+    /// The buffers of all mods, in their order.
+    pub buffers: Vec<View<'a>>,
 }
 
 impl<'a> AttentionArgs<'a> {
@@ -342,6 +696,14 @@ impl<'a> AttentionArgs<'a> {
             mask: None,
             bias: None,
             kv_len: None,
+            q_len: None,
+            prefix_len: None,
+            cu_q: None,
+            cu_kv: None,
+            head_windows: None,
+            sinks: None,
+            blocks: None,
+            buffers: Vec::new(),
         }
     }
 }
@@ -359,9 +721,18 @@ impl<'a> From<AttentionArgs<'a>> for Args<'a> {
             (Slot::Mask, args.mask),
             (Slot::Bias, args.bias),
             (Slot::KvLen, args.kv_len),
+            (Slot::QLen, args.q_len),
+            (Slot::PrefixLen, args.prefix_len),
+            (Slot::CuQ, args.cu_q),
+            (Slot::CuKv, args.cu_kv),
+            (Slot::HeadWindows, args.head_windows),
+            (Slot::Sinks, args.sinks),
+            (Slot::Blocks, args.blocks),
         ] {
             list.extend(view.map(|view| (slot, view)));
         }
+        // More buffers than there are slots are more than the op has: binding says so.
+        list.extend(Slot::BUFFERS.into_iter().zip(args.buffers));
         Self(list)
     }
 }

@@ -2,11 +2,13 @@
 
 mod attention;
 mod merge;
+mod modification;
 mod softmax;
 
 pub(crate) use attention::dims;
-pub use attention::{Attention, AttentionArgs, Causal};
+pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use merge::{Merge, MergeArgs};
+pub use modification::{Mod, ModBuffer};
 pub use softmax::{Softmax, SoftmaxArgs};
 
 use serde::{Deserialize, Serialize};
@@ -94,6 +96,28 @@ pub enum Slot {
     Bias,
     /// Valid keys of each batch entry.
     KvLen,
+    /// Valid queries of each batch entry.
+    QLen,
+    /// Keys of each batch entry that every query sees.
+    PrefixLen,
+    /// Where packed queries begin.
+    CuQ,
+    /// Where packed keys begin.
+    CuKv,
+    /// A window per query head.
+    HeadWindows,
+    /// Logits in the softmax's denominator.
+    Sinks,
+    /// Bits of a block mask.
+    Blocks,
+    /// The first buffer of an attention's mods.
+    Buffer0,
+    /// The second.
+    Buffer1,
+    /// The third.
+    Buffer2,
+    /// The fourth.
+    Buffer3,
     /// Outputs of parts that are merged.
     OParts,
     /// Log-sum-exps of parts that are merged.
@@ -104,7 +128,7 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 24] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -115,10 +139,24 @@ impl Slot {
         Self::Mask,
         Self::Bias,
         Self::KvLen,
+        Self::QLen,
+        Self::PrefixLen,
+        Self::CuQ,
+        Self::CuKv,
+        Self::HeadWindows,
+        Self::Sinks,
+        Self::Blocks,
+        Self::Buffer0,
+        Self::Buffer1,
+        Self::Buffer2,
+        Self::Buffer3,
         Self::OParts,
         Self::LseParts,
         Self::Scratch,
     ];
+
+    /// The slots for buffers of an attention's mods.
+    pub const BUFFERS: [Self; 4] = [Self::Buffer0, Self::Buffer1, Self::Buffer2, Self::Buffer3];
 
     /// The name of the slot: of its field in the op, and of its binding in a shader.
     pub fn name(self) -> &'static str {
@@ -133,6 +171,17 @@ impl Slot {
             Self::Mask => "mask",
             Self::Bias => "bias",
             Self::KvLen => "kv_len",
+            Self::QLen => "q_len",
+            Self::PrefixLen => "prefix_len",
+            Self::CuQ => "cu_q",
+            Self::CuKv => "cu_kv",
+            Self::HeadWindows => "head_windows",
+            Self::Sinks => "sinks",
+            Self::Blocks => "blocks",
+            Self::Buffer0 => "buffer_0",
+            Self::Buffer1 => "buffer_1",
+            Self::Buffer2 => "buffer_2",
+            Self::Buffer3 => "buffer_3",
             Self::OParts => "o_parts",
             Self::LseParts => "lse_parts",
             Self::Scratch => "scratch",

@@ -344,7 +344,7 @@ impl<'a> Space<'a> {
                         [params.kv_len_batch] = layout_places(lens);
                     }
                 }
-                Slot::X | Slot::Y | Slot::OParts | Slot::LseParts | Slot::Scratch => {}
+                _ => {}
             }
         }
         if partial {

@@ -1,0 +1,81 @@
+//! What callers add to attention in WGSL.
+
+use serde::{Deserialize, Serialize};
+
+use super::Slot;
+use crate::{
+    error::{Error, Result},
+    tensor::Layout,
+};
+
+/// Functions in WGSL that change attention's scores, weights or visibility, compiled into every schedule.
+///
+/// The text defines at least one of these, and whatever else they need:
+///
+/// ```wgsl
+/// // The score that takes the place of `score` (scaled; natural units).
+/// fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32
+/// // Whether a key is visible.
+/// fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool
+/// // The weight that takes the place of `weight`, after the softmax; it is not normalised again.
+/// fn prob_mod(weight: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32
+/// // The keys that a query can see lie in x..y: keys outside are hidden, and not read where a whole tile of
+/// // queries has no use for them.
+/// fn key_range(batch: u32, head: u32, q_index: u32) -> vec2<u32>
+/// ```
+///
+/// `head` is the query head. Each of [`Mod::buffers`] is a function of its name: `slopes(head)` is that element
+/// of the buffer `slopes`, counted along the layout's rows; places past its end give some element or 0.
+///
+/// Source: the functions are those of PyTorch's FlexAttention (arXiv:2412.05496).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mod {
+    /// The text.
+    pub source: String,
+    /// What the text reads.
+    #[serde(default)]
+    pub buffers: Vec<ModBuffer>,
+}
+
+/// A buffer that a [`Mod`] reads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModBuffer {
+    /// The name of the function that reads it.
+    pub name: String,
+    /// Contiguous elements, f32 or u32.
+    pub layout: Layout,
+}
+
+impl Mod {
+    /// Functions in WGSL that read no buffer.
+    pub fn new(source: impl Into<String>) -> Self {
+        Self {
+            source: source.into(),
+            buffers: Vec::new(),
+        }
+    }
+
+    /// Adds a buffer.
+    #[must_use]
+    pub fn buffer(mut self, name: impl Into<String>, layout: Layout) -> Self {
+        self.buffers.push(ModBuffer {
+            name: name.into(),
+            layout,
+        });
+        self
+    }
+
+    pub(super) fn check_all(mods: &[Self]) -> Result<()> {
+        let buffers: usize = mods.iter().map(|change| change.buffers.len()).sum();
+        if buffers > Slot::BUFFERS.len() {
+            return Err(Error::unsupported(
+                format!("mods with {buffers} buffers"),
+                format!("at most {} are bound", Slot::BUFFERS.len()),
+                "put several arrays into one buffer, at offsets",
+            ));
+        }
+        Ok(())
+    }
+}
