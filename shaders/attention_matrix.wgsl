@@ -376,10 +376,7 @@ fn main(
     let tile = tile_of(number, ROWS, params);
     let rows = params.q_len * params.group;
     let last_row = min(tile.first_row + ROWS, rows) - 1u;
-    let valid = valid_keys(tile.batch);
-    let begin = tile.split * params.split_keys;
-    let seen = visible_keys_of_run(tile.first_row, last_row, valid, params);
-    let end = min(seen, begin + params.split_keys);
+    let walk = walk_of(tile, last_row);
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
     let v_base = params.v_at + tile.batch * params.v_batch + tile.kv_head * params.v_head;
 
@@ -392,10 +389,10 @@ fn main(
     //@unroll
     for (var r = 0u; r < ROW_TURNS; r++) {
         let row = min(tile.first_row + r * THREADS + local, last_row);
-        maximum[r] = HIDDEN;
-        total[r] = 0.0;
-        mass[r] = 0.0;
-        seen_by[r] = row_of(tile, row, valid, end);
+        maximum[r] = first_maximum(tile, row);
+        total[r] = first_total(maximum[r]);
+        mass[r] = total[r];
+        seen_by[r] = row_of(tile, row, walk);
     }
     if (local == 0u) {
         atomicStore(&moves, 0u);
@@ -426,6 +423,14 @@ fn main(
         }
     }
 
+//@if RUNS
+    for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
+    let begin = run.x;
+    let end = run.y;
+//@else
+    let begin = walk.first;
+    let end = walk.limit;
+//@endif
     if (begin < end) {
         stage_keys(k_base, begin, end, local);
     }
@@ -554,6 +559,9 @@ fn main(
             }
         }
     }
+//@if RUNS
+    }
+//@endif
 
     //@unroll
     for (var r = 0u; r < ROW_TURNS; r++) {

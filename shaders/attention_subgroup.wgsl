@@ -36,10 +36,7 @@ fn main(
     let tile = tile_of(number, ROWS * SUBGROUP, params);
     let rows = params.q_len * params.group;
     let last_row = min(tile.first_row + ROWS * SUBGROUP, rows) - 1u;
-    let valid = valid_keys(tile.batch);
-    let begin = tile.split * params.split_keys;
-    let seen = visible_keys_of_run(tile.first_row, last_row, valid, params);
-    let end = min(seen, begin + params.split_keys);
+    let walk = walk_of(tile, last_row);
 
     var query: array<vec4<f32>, ROWS * D4>;
     var acc: array<vec4<f32>, ROWS * V4>;
@@ -58,13 +55,21 @@ fn main(
         for (var d = 0u; d < V4; d++) {
             acc[r * V4 + d] = vec4<f32>();
         }
-        maximum[r] = HIDDEN;
-        total[r] = 0.0;
-        seen_by[r] = row_of(tile, row, valid, end);
+        maximum[r] = first_maximum(tile, row);
+        total[r] = first_total(maximum[r]);
+        seen_by[r] = row_of(tile, row, walk);
     }
 
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
     let v_base = params.v_at + tile.batch * params.v_batch + tile.kv_head * params.v_head;
+//@if RUNS
+    for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
+    let begin = run.x;
+    let end = run.y;
+//@else
+    let begin = walk.first;
+    let end = walk.limit;
+//@endif
     for (var j = begin; j < end; j += KEYS) {
         var score: array<f32, ROWS * KEYS>;
         //@unroll
@@ -151,6 +156,9 @@ fn main(
             }
         }
     }
+//@if RUNS
+    }
+//@endif
 
     //@unroll
     for (var r = 0u; r < ROWS; r++) {

@@ -39,10 +39,7 @@ fn main(
     let tile = tile_of(number, ROWS, params);
     let rows = params.q_len * params.group;
     let last_row = min(tile.first_row + ROWS, rows) - 1u;
-    let valid = valid_keys(tile.batch);
-    let begin = tile.split * params.split_keys;
-    let seen = visible_keys_of_run(tile.first_row, last_row, valid, params);
-    let end = min(seen, begin + params.split_keys);
+    let walk = walk_of(tile, last_row);
     let x = local % 8u;
     let y = local / 8u;
 
@@ -61,9 +58,9 @@ fn main(
     //@unroll
     for (var a = 0u; a < 4u; a++) {
         let row = min(tile.first_row + y * 4u + a, last_row);
-        maximum[a] = HIDDEN;
-        total[a] = 0.0;
-        seen_by[a] = row_of(tile, row, valid, end);
+        maximum[a] = first_maximum(tile, row);
+        total[a] = select(0.0, first_total(maximum[a]), x == 0u);
+        seen_by[a] = row_of(tile, row, walk);
     }
 
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
@@ -71,6 +68,14 @@ fn main(
     let load_row = local / CHUNK;
     let load_dim = local % CHUNK;
 
+//@if RUNS
+    for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
+    let begin = run.x;
+    let end = run.y;
+//@else
+    let begin = walk.first;
+    let end = walk.limit;
+//@endif
     for (var j = begin; j < end; j += KEYS) {
         var score: array<f32, 16>;
         //@unroll
@@ -192,6 +197,9 @@ fn main(
             }
         }
     }
+//@if RUNS
+    }
+//@endif
 
     workgroupBarrier();
     //@unroll

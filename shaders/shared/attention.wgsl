@@ -1,4 +1,4 @@
-// What every attention schedule shares: parameters, rows and visibility.
+// What every attention schedule shares: parameters, tiles, and where rows lie.
 //
 // A workgroup owns a tile of packed rows: the q_len queries of all query heads of one KV head,
 // head by head, so that K and V are read once per group. Key and row indices are local to the
@@ -21,9 +21,17 @@ struct Params {
     value_dim: u32,
     row_start: u32,
     key_start: u32,
-    diagonal: i32,          // key j is visible to query i when j <= i + diagonal ...
-    diagonal_lens: i32,     // ... + diagonal_lens * valid keys
+    row_tile_blocks: u32,   // 1 where the rows of a tile may lie in several blocks of a block mask
+    batch_start: u32,
+    head_start: u32,        // first query head of this slice
+    all_rows: u32,          // queries in the tensor
+    corner: i32,            // 1: the last query stands at the last key; 0: the first at the first
+    left: i32, right: i32,  // keys before and after a query's place that it sees
+    early: u32,             // keys at the start that it sees besides
+    sequences: u32,         // packed sequences
+    block_q: u32, block_kv: u32,
     scale: f32,             // times log2(e)
+    softcap: f32,           // times log2(e)
     minus_infinity: f32,
     q_at: u32, q_batch: u32, q_head: u32, q_row: u32, q_dim: u32,
     k_at: u32, k_batch: u32, k_head: u32, k_row: u32, k_dim: u32,
@@ -33,6 +41,14 @@ struct Params {
     mask_at: u32, mask_batch: u32, mask_head: u32, mask_row: u32, mask_key: u32,
     bias_at: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
     kv_len_at: u32, kv_len_batch: u32,
+    q_len_at: u32, q_len_batch: u32,
+    prefix_len_at: u32, prefix_len_batch: u32,
+    cu_q_at: u32, cu_q_sequence: u32,
+    cu_kv_at: u32, cu_kv_sequence: u32,
+    head_windows_at: u32, head_windows_head: u32, head_windows_part: u32,
+    sinks_at: u32, sinks_head: u32,
+    blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
+    buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
 }
 
 // A workgroup's work: batch entry, KV head, first packed row, range of keys.
@@ -49,21 +65,6 @@ fn tile_of(number: u32, tile_rows: u32, p: Params) -> Tile {
     let split = rest % p.splits;
     let head = rest / p.splits;
     return Tile(head / p.kv_heads, head % p.kv_heads, row_tile * tile_rows, split);
-}
-
-// Keys of this slice that query `row` (local) sees, out of `valid` in the whole tensor: those
-// before the result.
-fn visible_keys(row: u32, valid: u32, p: Params) -> u32 {
-    let diagonal = p.diagonal + p.diagonal_lens * i32(valid);
-    let end = min(i32(valid), i32(p.row_start + row) + diagonal + 1);
-    return u32(clamp(end - i32(p.key_start), 0, i32(p.kv_len)));
-}
-
-// The same for a run of packed rows: the most that any of them sees.
-fn visible_keys_of_run(first: u32, last: u32, valid: u32, p: Params) -> u32 {
-    // A run that crosses heads holds some head's last query.
-    let crosses = first / p.q_len != last / p.q_len;
-    return visible_keys(select(last % p.q_len, p.q_len - 1u, crosses), valid, p);
 }
 
 // First element of the partial result of a packed row: value_dim sums, maximum, total.

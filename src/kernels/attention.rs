@@ -17,7 +17,26 @@ pub struct AttentionIo {
     /// Additive bias; whether it is stored as f16.
     pub bias: Option<bool>,
     /// Valid keys per batch entry.
-    pub lens: bool,
+    pub kv_len: bool,
+    /// Valid queries per batch entry.
+    pub q_len: bool,
+    /// Keys per batch entry that every query sees.
+    pub prefix: bool,
+    /// Packed sequences.
+    pub packed: bool,
+    /// A window per query head.
+    pub head_windows: bool,
+    /// Keys before a query's window may be hidden, or those of a later row may end before those of an
+    /// earlier one: every row of a tile is asked what it sees.
+    pub lower: bool,
+    /// Keys at the start are seen besides the window.
+    pub early: bool,
+    /// Block mask.
+    pub blocks: bool,
+    /// Logits in the denominator.
+    pub sinks: bool,
+    /// Soft cap on scores.
+    pub softcap: bool,
     /// Log-sum-exp output.
     pub lse: bool,
     /// Partial results to scratch instead of outputs.
@@ -31,21 +50,50 @@ impl AttentionIo {
             ("MASK", self.mask.into()),
             ("BIAS", self.bias.is_some().into()),
             ("BIAS_F16", (self.bias == Some(true)).into()),
-            ("LENS", self.lens.into()),
+            ("KV_LEN", self.kv_len.into()),
+            ("Q_LEN", self.q_len.into()),
+            ("PREFIX", self.prefix.into()),
+            ("PACKED", self.packed.into()),
+            ("HEAD_WINDOWS", self.head_windows.into()),
+            ("LOWER", self.lower.into()),
+            ("EARLY", self.early.into()),
+            ("BLOCKS", self.blocks.into()),
+            ("RUNS", self.runs().into()),
+            ("SINKS", self.sinks.into()),
+            ("SOFTCAP", self.softcap.into()),
+            ("SCORE_MOD", 0),
+            ("MASK_MOD", 0),
+            ("KEY_RANGE", 0),
             ("LSE", self.lse.into()),
             ("PARTIAL", self.partial.into()),
         ]
+    }
+
+    /// Whether a tile may visit several runs of keys.
+    pub fn runs(self) -> bool {
+        self.early || self.blocks
     }
 
     pub(super) fn supports(self, caps: &Caps) -> Result<(), String> {
         if (self.f16 || self.bias == Some(true)) && !caps.f16 {
             return Err("the device has no f16 (SHADER_F16)".into());
         }
-        let buffers = 4
-            + u32::from(self.mask)
-            + u32::from(self.bias.is_some())
-            + u32::from(self.lens)
-            + u32::from(self.lse && !self.partial);
+        let buffers = 4 + [
+            self.mask,
+            self.bias.is_some(),
+            self.kv_len,
+            self.q_len,
+            self.prefix,
+            self.packed,
+            self.packed,
+            self.head_windows,
+            self.blocks,
+            self.sinks,
+            self.lse && !self.partial,
+        ]
+        .into_iter()
+        .map(u32::from)
+        .sum::<u32>();
         if buffers > caps.max_storage_buffers {
             return Err(format!(
                 "{buffers} storage buffers, and the device allows {}",
@@ -82,7 +130,9 @@ params! {
         tiles: u32, row_tiles: u32, splits: u32, split_keys: u32, split_start: u32, all_splits: u32,
         kv_heads: u32, group: u32, all_group: u32, q_len: u32, kv_len: u32, all_keys: u32,
         head_dim: u32, value_dim: u32, row_start: u32, key_start: u32,
-        diagonal: i32, diagonal_lens: i32, scale: f32, minus_infinity: f32,
+        row_tile_blocks: u32, batch_start: u32, head_start: u32, all_rows: u32,
+        corner: i32, left: i32, right: i32, early: u32, sequences: u32, block_q: u32, block_kv: u32,
+        scale: f32, softcap: f32, minus_infinity: f32,
         q_at: u32, q_batch: u32, q_head: u32, q_row: u32, q_dim: u32,
         k_at: u32, k_batch: u32, k_head: u32, k_row: u32, k_dim: u32,
         v_at: u32, v_batch: u32, v_head: u32, v_row: u32, v_dim: u32,
@@ -91,5 +141,13 @@ params! {
         mask_at: u32, mask_batch: u32, mask_head: u32, mask_row: u32, mask_key: u32,
         bias_at: u32, bias_batch: u32, bias_head: u32, bias_row: u32, bias_key: u32,
         kv_len_at: u32, kv_len_batch: u32,
+        q_len_at: u32, q_len_batch: u32,
+        prefix_len_at: u32, prefix_len_batch: u32,
+        cu_q_at: u32, cu_q_sequence: u32,
+        cu_kv_at: u32, cu_kv_sequence: u32,
+        head_windows_at: u32, head_windows_head: u32, head_windows_part: u32,
+        sinks_at: u32, sinks_head: u32,
+        blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
+        buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
     }
 }

@@ -26,6 +26,13 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// Loop iterations for a run of keys, at most.
+    pub fn iterations(&self, keys: u64) -> u64 {
+        // Short runs are shared out evenly.
+        let each = keys.div_ceil(self.subgroup.max(1).into());
+        each + each.min(self.stretch.into())
+    }
+
     /// The most keys that a number of loop iterations is enough for: the last block of stretches may
     /// leave lanes idle.
     pub fn keys_in(&self, iterations: u64) -> u64 {

@@ -28,6 +28,11 @@ pub trait Variant {
     /// The numbers and flags that the WGSL file asks for.
     fn constants(&self) -> Constants;
 
+    /// Functions in WGSL that go where the file says `//@mods`.
+    fn mods(&self) -> &'static str {
+        ""
+    }
+
     /// Whether a device can run it.
     ///
     /// # Errors
@@ -111,7 +116,8 @@ impl Kernel {
     /// # Errors
     /// What is wrong with the file or the variant: a bug in this crate.
     pub fn shader(&self) -> Result<Shader, String> {
-        shader::build(self.source(), &self.variant().constants())
+        let variant = self.variant();
+        shader::build(self.source(), &variant.constants(), variant.mods())
     }
 
     /// Whether a device can run this variant.

@@ -325,25 +325,47 @@ impl Attention {
             .unwrap_or_else(|| 1.0 / (*self.q.shape.last().unwrap_or(&1) as f32).sqrt())
     }
 
-    /// Pairs of query and key that causal masking leaves, per batch entry and query head. Masks and
-    /// `kv_len`, which only the device knows, are not counted.
+    /// How far a query sees from its own place: keys before it, keys after it, and keys at the start;
+    /// `None` is all of them. What only the device knows is left out.
+    pub(crate) fn reach(&self) -> Reach {
+        let window = self.window.unwrap_or_default();
+        let (corner, right) = match self.causal {
+            Causal::None => (window.corner, window.right),
+            Causal::TopLeft => (Corner::TopLeft, Some(0)),
+            Causal::BottomRight => (Corner::BottomRight, Some(0)),
+        };
+        Reach {
+            corner,
+            left: window.left,
+            right,
+            early: window.first,
+        }
+    }
+
+    /// Pairs of query and key that causal masking and the window leave, per batch entry and query head.
+    /// What only the device knows (masks, lengths, mods) is not counted.
     pub fn visible_pairs(&self) -> f64 {
         let [_, _, m, _] = dims(&self.q);
         let [_, _, n, _] = dims(&self.k);
-        // Query i sees i + 1 + ahead keys, at least 0 and at most n.
-        let ahead = match self.causal {
-            Causal::None => return m as f64 * n as f64,
-            Causal::TopLeft => 0.0,
-            Causal::BottomRight => n as f64 - m as f64,
-        };
         let (m, n) = (m as f64, n as f64);
-        let first = (1.0 + ahead).clamp(0.0, n);
-        let blind = (-ahead).clamp(0.0, m);
-        // Rows that see more with each row, then rows that see all.
-        let rising = (n - ahead - blind).clamp(0.0, m - blind);
-        let start = if blind > 0.0 { 1.0 } else { first };
-        let sloped = rising * (start + (start + rising - 1.0).min(n)) / 2.0;
-        sloped + (m - blind - rising) * n
+        let reach = self.reach();
+        let ahead = match reach.corner {
+            Corner::TopLeft => 0.0,
+            Corner::BottomRight => n - m,
+        };
+        let limits = match reach.right {
+            Some(right) => ramp(m, ahead + right as f64 + 1.0, n),
+            None => m * n,
+        };
+        match reach.left {
+            Some(left) => {
+                let first = ahead - left as f64;
+                // A window may end before the first keys do.
+                let early = (reach.early as f64).min(n);
+                limits - ramp(m, first, n) + ramp(m, first, early)
+            }
+            None => limits,
+        }
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -614,6 +636,22 @@ impl Attention {
         );
         list
     }
+}
+
+/// See [`Attention::reach`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reach {
+    pub corner: Corner,
+    pub left: Option<u64>,
+    pub right: Option<u64>,
+    pub early: u64,
+}
+
+/// The sum of `i + start`, at least 0 and at most `top`, for `i` from 0 to `count - 1`.
+fn ramp(count: f64, start: f64, top: f64) -> f64 {
+    let low = (-start).clamp(0.0, count);
+    let high = (top - start).clamp(low, count);
+    (high - low) * (start + (low + high - 1.0) / 2.0) + (count - high) * top
 }
 
 /// The four axes of a layout that has been checked to have four.

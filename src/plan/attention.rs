@@ -11,7 +11,7 @@ use crate::{
     caps::Caps,
     error::{Error, Result},
     kernels::{AttentionParams, attention_merge},
-    ops::{Attention, Causal, Slot, dims},
+    ops::{Attention, Corner, Slot, dims},
     tensor::{DType, Layout},
 };
 
@@ -27,6 +27,8 @@ const AXES: usize = 5;
 const LEAST_SPLIT_KEYS: u64 = 512;
 /// Positions are compared as signed 32-bit numbers.
 const MAX_POSITIONS: u64 = 1 << 29;
+/// A window's side that holds every place.
+const ALL_PLACES: i32 = 1 << 30;
 
 pub(super) fn outline(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<Outline> {
     let (choice, why, rejected) = choose(op, caps, tuning)?;
@@ -102,8 +104,53 @@ impl<'a> Space<'a> {
                 add(slot, layout, queries(strides(layout)), 1);
             }
         }
-        if let Some(lens) = &op.kv_len {
-            add(Slot::KvLen, lens, [strides(lens)[0], 0, 0, 0, 0], 1);
+        for (slot, lens) in [
+            (Slot::KvLen, &op.kv_len),
+            (Slot::QLen, &op.q_len),
+            (Slot::PrefixLen, &op.prefix_len),
+        ] {
+            if let Some(lens) = lens {
+                add(slot, lens, [strides(lens)[0], 0, 0, 0, 0], 1);
+            }
+        }
+        for (slot, starts) in [(Slot::CuQ, &op.cu_q), (Slot::CuKv, &op.cu_kv)] {
+            if let Some(starts) = starts {
+                let [sequence, ..] = strides(starts);
+                add(
+                    slot,
+                    starts,
+                    [0; AXES],
+                    sequence * (dims(starts)[0] - 1) + 1,
+                );
+            }
+        }
+        if let Some(windows) = &op.head_windows {
+            let [h, part, ..] = strides(windows);
+            add(Slot::HeadWindows, windows, queries([0, h, 0, 0]), part + 1);
+        }
+        if let Some(sinks) = &op.sinks {
+            let [h, ..] = strides(sinks);
+            add(Slot::Sinks, sinks, queries([0, h, 0, 0]), 1);
+        }
+        if let Some(mask) = &op.block_mask {
+            // Rows and words are found by the whole tensor's places.
+            let bits = mask.bits.broadcast(
+                "block_mask",
+                &[batch, q_heads, dims(&mask.bits)[2], dims(&mask.bits)[3]],
+            )?;
+            let [b, h, row, word] = strides(&bits);
+            let [.., rows, words] = dims(&bits);
+            add(
+                Slot::Blocks,
+                &bits,
+                queries([b, h, 0, 0]),
+                row * (rows - 1) + word * (words - 1) + 1,
+            );
+        }
+        let buffers = op.mods.iter().flat_map(|change| &change.buffers);
+        for (slot, buffer) in Slot::BUFFERS.into_iter().zip(buffers) {
+            let elements = buffer.layout.elements();
+            add(slot, &buffer.layout, [0; AXES], elements);
         }
         Ok(Self {
             op,
@@ -200,9 +247,10 @@ impl<'a> Space<'a> {
         let step = self.choice.step_keys();
         let most = self
             .choice
-            .most_keys(self.head_dim, self.caps.loop_budget)
+            .most_keys(self.op, self.caps.loop_budget)
             .unwrap_or(step);
         let keys = part[KEY];
+        let visited = self.visited_keys(part).min(keys);
         let tiles =
             part[BATCH] * part[HEAD] * (part[ROW] * part[GROUP]).div_ceil(self.choice.tile_rows());
         let wanted = match tuning.splits {
@@ -214,10 +262,45 @@ impl<'a> Space<'a> {
                 ));
             }
             Some(splits) => splits.into(),
-            None => (WANTED_WORKGROUPS / tiles.max(1)).min(keys / LEAST_SPLIT_KEYS),
+            None => (WANTED_WORKGROUPS / tiles.max(1)).min(visited / LEAST_SPLIT_KEYS),
         };
         let even = keys.div_ceil(wanted.max(1)).next_multiple_of(step);
+        // The loops over a range of any length end when what a tile sees of it does.
+        let most = if visited < most { even } else { most };
         Ok(even.min(most))
+    }
+
+    /// The most keys that a tile of rows visits, as far as windows tell.
+    fn visited_keys(&self, part: &[u64; AXES]) -> u64 {
+        let reach = self.op.reach();
+        let bounded = self.op.head_windows.is_none() && self.op.prefix_len.is_none();
+        let (Some(left), Some(right), true) = (reach.left, reach.right, bounded) else {
+            return u64::MAX;
+        };
+        let rows = self.choice.tile_rows();
+        // A tile that crosses heads holds the last queries of one and the first of another.
+        let aligned = part[GROUP] == 1 || part[ROW].is_multiple_of(rows);
+        let queries = if aligned {
+            rows.min(part[ROW])
+        } else {
+            part[ROW]
+        };
+        [left, right, reach.early, 2 * self.choice.step_keys()]
+            .into_iter()
+            .fold(queries, u64::saturating_add)
+    }
+
+    /// Whether the rows of a tile may lie in several rows of blocks of a block mask, or in several heads.
+    fn mixed_blocks(&self, part: &Part<AXES>) -> bool {
+        let Some(mask) = &self.op.block_mask else {
+            return false;
+        };
+        let rows = self.choice.tile_rows();
+        let heads_alike = dims(&mask.bits)[1] == 1;
+        let one_head = part.len[GROUP] == 1 || part.len[ROW].is_multiple_of(rows);
+        let one_block = mask.block_q.is_multiple_of(rows) && part.start[ROW].is_multiple_of(rows);
+        let all_queries = mask.block_q >= self.lens[ROW];
+        !((one_head && one_block) || (all_queries && (one_head || heads_alike)))
     }
 
     fn all_splits(&self, part: &[u64; AXES], split_keys: u64) -> u64 {
@@ -246,12 +329,11 @@ impl<'a> Space<'a> {
         let [batch, kv_heads, group, q_len, kv_len] = part.len;
         let row_tiles = (q_len * group).div_ceil(self.choice.tile_rows());
         let tiles = batch * kv_heads * row_tiles * splits;
-        let all_keys = self.lens[KEY] as i32;
-        let (diagonal, diagonal_lens) = match op.causal {
-            Causal::None => (all_keys, 0),
-            Causal::TopLeft => (0, 0),
-            Causal::BottomRight => (-(self.lens[ROW] as i32), 1),
+        let reach = op.reach();
+        let places = |count: Option<u64>| {
+            count.map_or(ALL_PLACES, |count| count.min(ALL_PLACES as u64) as i32)
         };
+        let head_start = part.start[HEAD] * self.lens[GROUP] + part.start[GROUP];
         let mut params = AttentionParams {
             tiles: small(tiles),
             row_tiles: small(row_tiles),
@@ -269,9 +351,25 @@ impl<'a> Space<'a> {
             value_dim: small(self.value_dim),
             row_start: small(part.start[ROW]),
             key_start: small(part.start[KEY]),
-            diagonal,
-            diagonal_lens,
+            row_tile_blocks: self.mixed_blocks(part).into(),
+            batch_start: small(part.start[BATCH]),
+            head_start: small(head_start),
+            all_rows: small(self.lens[ROW]),
+            corner: (reach.corner == Corner::BottomRight).into(),
+            left: places(reach.left),
+            right: places(reach.right),
+            early: places(Some(reach.early)) as u32,
+            sequences: op.cu_q.as_ref().map_or(0, |cu| small(dims(cu)[0] - 1)),
+            block_q: op
+                .block_mask
+                .as_ref()
+                .map_or(1, |mask| small(mask.block_q.min(MAX_POSITIONS))),
+            block_kv: op
+                .block_mask
+                .as_ref()
+                .map_or(1, |mask| small(mask.block_kv.min(MAX_POSITIONS))),
             scale: op.effective_scale() * std::f32::consts::LOG2_E,
+            softcap: op.softcap.unwrap_or(1.0) * std::f32::consts::LOG2_E,
             minus_infinity: f32::NEG_INFINITY,
             ..AttentionParams::default()
         };
@@ -344,6 +442,58 @@ impl<'a> Space<'a> {
                         [params.kv_len_batch] = layout_places(lens);
                     }
                 }
+                Slot::QLen => {
+                    params.q_len_at = at;
+                    if let Some(lens) = &op.q_len {
+                        [params.q_len_batch] = layout_places(lens);
+                    }
+                }
+                Slot::PrefixLen => {
+                    params.prefix_len_at = at;
+                    if let Some(lens) = &op.prefix_len {
+                        [params.prefix_len_batch] = layout_places(lens);
+                    }
+                }
+                Slot::CuQ => {
+                    params.cu_q_at = at;
+                    if let Some(starts) = &op.cu_q {
+                        [params.cu_q_sequence] = layout_places(starts);
+                    }
+                }
+                Slot::CuKv => {
+                    params.cu_kv_at = at;
+                    if let Some(starts) = &op.cu_kv {
+                        [params.cu_kv_sequence] = layout_places(starts);
+                    }
+                }
+                Slot::HeadWindows => {
+                    params.head_windows_at = at;
+                    if let Some(windows) = &op.head_windows {
+                        [params.head_windows_head, params.head_windows_part] =
+                            layout_places(windows);
+                    }
+                }
+                Slot::Sinks => {
+                    params.sinks_at = at;
+                    if let Some(sinks) = &op.sinks {
+                        [params.sinks_head] = layout_places(sinks);
+                    }
+                }
+                Slot::Blocks => {
+                    params.blocks_at = at;
+                    if let Some(mask) = &op.block_mask {
+                        [
+                            params.blocks_batch,
+                            params.blocks_head,
+                            params.blocks_row,
+                            params.blocks_word,
+                        ] = layout_places(&mask.bits);
+                    }
+                }
+                Slot::Buffer0 => params.buffer_0_at = at,
+                Slot::Buffer1 => params.buffer_1_at = at,
+                Slot::Buffer2 => params.buffer_2_at = at,
+                Slot::Buffer3 => params.buffer_3_at = at,
                 _ => {}
             }
         }

@@ -89,16 +89,64 @@ impl Choice {
         }
     }
 
+    fn io(self) -> AttentionIo {
+        match self {
+            Self::Decode(variant) => variant.io,
+            Self::Subgroup(variant) => variant.io,
+            Self::Tile(variant) => variant.io,
+            Self::Matrix(variant) => variant.io,
+        }
+    }
+
+    /// Loop iterations for a run of keys.
+    fn iterations(self, keys: u64, head_dim: u64) -> u64 {
+        match self {
+            Self::Decode(variant) => variant.iterations(keys),
+            Self::Subgroup(variant) => variant.iterations(keys),
+            Self::Tile(variant) => variant.iterations(keys, head_dim),
+            Self::Matrix(variant) => variant.iterations(keys),
+        }
+    }
+
     /// The most keys that one invocation may loop over.
-    pub(super) fn most_keys(self, head_dim: u64, budget: u32) -> Option<u64> {
-        // One iteration less than the budget, for the check that ends the loop.
-        let budget = u64::from(budget.saturating_sub(1));
+    pub(super) fn most_keys(self, op: &Attention, budget: u32) -> Option<u64> {
+        let [_, _, q_len, head_dim] = dims(&op.q);
+        let io = self.io();
+        let rows = self.tile_rows();
         let step = self.step_keys();
-        let keys = match self {
-            Self::Decode(variant) => variant.keys_in(budget),
-            Self::Subgroup(variant) => budget / variant.iterations(step) * step,
-            Self::Tile(variant) => budget / variant.iterations(step, head_dim) * step,
-            Self::Matrix(variant) => budget / variant.iterations(step) * step,
+        // One iteration less than the budget, for the check that ends the loop.
+        let mut budget = u64::from(budget).checked_sub(1)?;
+        if io.lower {
+            // Every row of the tile is asked what it sees; in packed sequences by a search.
+            budget = budget.checked_sub(rows * if io.packed { 34 } else { 1 })?;
+        }
+        if io.early {
+            // A second run, and a step that it does not fill.
+            budget = budget.checked_sub(2 + self.iterations(step, head_dim))?;
+        }
+        let keys = match &op.block_mask {
+            None => {
+                let each = self.iterations(step, head_dim);
+                match self {
+                    Self::Decode(variant) => variant.keys_in(budget),
+                    _ => budget / each * step,
+                }
+            }
+            Some(mask) => {
+                // Each block is a run, and found by a look at the words of all of the tile's rows.
+                let looks = 2 + rows / mask.block_q.min(q_len).max(1);
+                let words = dims(&mask.bits)[3].saturating_mul(1 + looks);
+                let budget = budget.checked_sub(words)?;
+                let most = |run: u64| {
+                    let run_keys = run.saturating_mul(step);
+                    let each = self.iterations(run_keys, head_dim) + looks + 3;
+                    // Blocks begin anywhere in a range: one more of them.
+                    (budget / each)
+                        .saturating_sub(1)
+                        .saturating_mul(run_keys.min(mask.block_kv))
+                };
+                most((mask.block_kv.div_ceil(step)).min(1 << 16)).max(most(1)) / step * step
+            }
         };
         (keys > 0).then_some(keys)
     }
@@ -117,11 +165,10 @@ pub(super) fn choose(
         f16: op.q.dtype == DType::F16,
         mask: op.mask.is_some(),
         bias: op.bias.as_ref().map(|bias| bias.dtype == DType::F16),
-        lens: op.kv_len.is_some(),
         lse: op.lse.is_some(),
         partial: false,
+        ..terms(op)
     };
-    let [.., head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
     check_numbers(tuning)?;
     let decode = Choice::Decode(decode_variant(op, io, caps, tuning));
@@ -172,7 +219,7 @@ pub(super) fn choose(
             Some("the caller asked for another".to_owned())
         } else if let Err(reason) = runs {
             Some(reason)
-        } else if candidate.most_keys(head_dim, caps.loop_budget).is_none() {
+        } else if candidate.most_keys(op, caps.loop_budget).is_none() {
             Some("the loop budget is smaller than one step".into())
         } else if tuning.schedule.is_none()
             && let Some(reason) = unsuited(schedule, op, caps)
@@ -203,6 +250,29 @@ pub(super) fn choose(
         ));
     };
     Ok((choice, why, rejected))
+}
+
+/// What an op adds to plain attention.
+fn terms(op: &Attention) -> AttentionIo {
+    let reach = op.reach();
+    let head_windows = op.head_windows.is_some();
+    let left = reach.left.is_some() || head_windows;
+    let early = reach.early > 0 || head_windows || (op.prefix_len.is_some() && left);
+    let packed = op.cu_q.is_some();
+    AttentionIo {
+        kv_len: op.kv_len.is_some(),
+        q_len: op.q_len.is_some(),
+        prefix: op.prefix_len.is_some(),
+        packed,
+        head_windows,
+        // Rows past q_len see nothing, while those before see more with each row.
+        lower: left || early || packed || op.q_len.is_some(),
+        early,
+        blocks: op.block_mask.is_some(),
+        sinks: op.sinks.is_some(),
+        softcap: op.softcap.is_some(),
+        ..AttentionIo::default()
+    }
 }
 
 /// The matrix variant; without matrices on the device one that it does not support, which says so.

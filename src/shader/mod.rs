@@ -1,13 +1,14 @@
 //! From a kernel's file to final WGSL: link the shared files, choose the code of a variant, set
 //! its constants, unroll the marked loops.
 //!
-//! The files in `shaders/` are plain WGSL with five kinds of mark in comments:
+//! The files in `shaders/` are plain WGSL with six kinds of mark in comments:
 //!
 //! - `//@import NAME` takes in `shaders/shared/NAME.wgsl`, once;
 //! - `//@if NAME`, `//@if !NAME`, `//@else`, `//@endif` keep or drop lines;
 //! - `const NAME: u32 = 4u; //@variant` is a number that the variant sets;
 //! - `//@unroll` before a `for (var i = 0u; i < BOUND; i++)` writes the body out, once per `i`;
 //!   `//@unroll NAME` and `//@unroll !NAME` do so where `//@if` would keep lines;
+//! - `//@mods` is where the variant's functions from outside go, if it has any;
 //! - `enable ...;` may stand anywhere and moves to the top.
 //!
 //! A name that the variant does not give, and a number that it gives in vain, are errors.
@@ -46,10 +47,15 @@ pub struct Shader {
 ///
 /// # Errors
 /// What is wrong with the file or the variant, with the line.
-pub fn build(source: &str, constants: &[(&'static str, u32)]) -> Result<Shader, String> {
+pub fn build(
+    source: &str,
+    constants: &[(&'static str, u32)],
+    mods: &str,
+) -> Result<Shader, String> {
     let given: BTreeMap<&str, u32> = constants.iter().copied().collect();
     let mut linker = Linker {
         given: &given,
+        mods,
         used: Vec::new(),
         imported: Vec::new(),
         enables: Vec::new(),
@@ -82,12 +88,20 @@ const SHARED: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/attention.wgsl"),
     ),
     (
+        "attention_scores",
+        include_str!("../../shaders/shared/attention_scores.wgsl"),
+    ),
+    (
         "attention_tensors",
         include_str!("../../shaders/shared/attention_tensors.wgsl"),
     ),
     (
         "attention_vectors",
         include_str!("../../shaders/shared/attention_vectors.wgsl"),
+    ),
+    (
+        "attention_visibility",
+        include_str!("../../shaders/shared/attention_visibility.wgsl"),
     ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
@@ -102,6 +116,7 @@ const SHARED: &[(&str, &str)] = &[
 
 struct Linker<'a> {
     given: &'a BTreeMap<&'a str, u32>,
+    mods: &'a str,
     used: Vec<String>,
     imported: Vec<String>,
     enables: Vec<String>,
@@ -136,6 +151,8 @@ impl Linker<'_> {
                     Ok(false) => {}
                     Err(message) => return fail(message),
                 }
+            } else if text == "//@mods" {
+                self.lines.extend(self.mods.lines().map(str::to_owned));
             } else if let Some(name) = text.strip_prefix("//@import ") {
                 self.import(name.trim())?;
             } else if text.starts_with("enable ") {
@@ -250,7 +267,7 @@ fn f() {
 
     #[test]
     fn a_variant_chooses_lines_numbers_and_copies() {
-        let shader = build(FILE, &[("HALF", 1), ("ROWS", 4)]).expect("builds");
+        let shader = build(FILE, &[("HALF", 1), ("ROWS", 4)], "").expect("builds");
         assert!(shader.wgsl.starts_with("enable f16;\n"));
         assert!(shader.wgsl.contains("const ROWS: u32 = 4u;"));
         assert!(shader.wgsl.contains("array<f16>"));
@@ -270,22 +287,22 @@ fn f() {
     fn a_variant_chooses_what_is_unrolled() {
         let file = "//@unroll !SMALL\nfor (var i = 0u; i < 2u; i++) {\nf(i);\n}\n";
         let calls = |small| {
-            let shader = build(file, &[("SMALL", small)]).expect("builds");
+            let shader = build(file, &[("SMALL", small)], "").expect("builds");
             assert!(!shader.wgsl.contains("//@unroll"));
             shader.wgsl.matches("f(i);").count()
         };
         assert_eq!((calls(0), calls(1)), (2, 1));
-        assert!(build(file, &[]).is_err());
+        assert!(build(file, &[], "").is_err());
     }
 
     #[test]
     fn names_that_do_not_match_are_errors() {
-        let fails = |constants: &[(&'static str, u32)]| build(FILE, constants).unwrap_err();
+        let fails = |constants: &[(&'static str, u32)]| build(FILE, constants, "").unwrap_err();
         assert!(fails(&[("ROWS", 1)]).contains("HALF"));
         assert!(fails(&[("HALF", 0)]).contains("ROWS"));
         assert!(fails(&[("HALF", 0), ("ROWS", 1), ("COLS", 1)]).contains("COLS"));
-        assert!(build("//@if A\n", &[("A", 1)]).is_err());
-        assert!(build("//@else\n", &[]).is_err());
-        assert!(build("//@import nothing\n", &[]).is_err());
+        assert!(build("//@if A\n", &[("A", 1)], "").is_err());
+        assert!(build("//@else\n", &[], "").is_err());
+        assert!(build("//@import nothing\n", &[], "").is_err());
     }
 }

@@ -1,0 +1,280 @@
+// Which keys a query sees as far as ranges of keys tell, and which a tile of queries visits.
+//
+// A query sees the keys first .. limit, and those of start .. early. Numbers are local to the slice.
+
+//@import attention
+
+//@if KV_LEN
+@group(0) @binding(8) var<storage, read> kv_len: array<u32>; // [batch]
+//@endif
+//@if Q_LEN
+@group(0) @binding(9) var<storage, read> q_len: array<u32>; // [batch]
+//@endif
+//@if PREFIX
+@group(0) @binding(10) var<storage, read> prefix_len: array<u32>; // [batch]
+//@endif
+//@if PACKED
+@group(0) @binding(11) var<storage, read> cu_q: array<u32>; // [sequences + 1]
+@group(0) @binding(12) var<storage, read> cu_kv: array<u32>; // [sequences + 1]
+//@endif
+//@if HEAD_WINDOWS
+@group(0) @binding(13) var<storage, read> head_windows: array<u32>; // [q_heads, (recent, early)]
+//@endif
+//@if BLOCKS
+@group(0) @binding(14) var<storage, read> blocks: array<u32>; // bits [batch, q_heads, q_blocks, kv_blocks]
+//@endif
+
+struct Sight {
+    start: u32,
+    early: u32,
+    first: u32,
+    limit: u32,
+}
+
+// The valid keys and queries of a batch entry (counted from the slice's first).
+fn keys_of(batch: u32) -> u32 {
+//@if KV_LEN
+    return min(kv_len[params.kv_len_at + batch * params.kv_len_batch], params.all_keys);
+//@else
+    return params.all_keys;
+//@endif
+}
+
+fn queries_of(batch: u32) -> u32 {
+//@if Q_LEN
+    return min(q_len[params.q_len_at + batch * params.q_len_batch], params.all_rows);
+//@else
+    return params.all_rows;
+//@endif
+}
+
+// The same for mods, which count batch entries from the tensor's first.
+fn valid_keys(batch: u32) -> u32 {
+    return keys_of(batch - params.batch_start);
+}
+
+fn valid_queries(batch: u32) -> u32 {
+    return queries_of(batch - params.batch_start);
+}
+
+// The sequence that a query belongs to: where its queries and keys begin, and how many there are.
+struct Sequence {
+    first_query: u32,
+    queries: u32,
+    first_key: u32,
+    keys: u32,
+}
+
+fn sequence_of(batch: u32, query: u32) -> Sequence {
+//@if PACKED
+    // The last sequence that begins at the query or before; empty ones never hold it.
+    var low = 0u;
+    var high = params.sequences;
+    for (; low < high;) {
+        let middle = (low + high + 1u) / 2u;
+        if (cu_q[params.cu_q_at + middle * params.cu_q_sequence] <= query) {
+            low = middle;
+        } else {
+            high = middle - 1u;
+        }
+    }
+    let s = min(low, params.sequences - 1u);
+    let q0 = cu_q[params.cu_q_at + s * params.cu_q_sequence];
+    let q1 = min(cu_q[params.cu_q_at + (s + 1u) * params.cu_q_sequence], params.all_rows);
+    let k0 = min(cu_kv[params.cu_kv_at + s * params.cu_kv_sequence], params.all_keys);
+    let k1 = min(cu_kv[params.cu_kv_at + (s + 1u) * params.cu_kv_sequence], params.all_keys);
+    return Sequence(q0, max(q1, q0) - q0, k0, max(k1, k0) - k0);
+//@else
+    return Sequence(0u, queries_of(batch), 0u, keys_of(batch));
+//@endif
+}
+
+// A key of the tensor as one of the slice.
+fn local_key(key: i32) -> u32 {
+    return u32(clamp(key - i32(params.key_start), 0, i32(params.kv_len)));
+}
+
+// What query `query` of query head `head` (both local) sees.
+fn sight_of(batch: u32, head: u32, query: u32) -> Sight {
+    let row = params.row_start + query;
+    let sequence = sequence_of(batch, row);
+    let queries = i32(sequence.queries);
+    let keys = i32(sequence.keys);
+    let i = i32(row) - i32(sequence.first_query);
+    let place = i + params.corner * (keys - queries);
+    var left = params.left;
+    var early = i32(params.early);
+//@if HEAD_WINDOWS
+    let at = params.head_windows_at + head * params.head_windows_head;
+    left = i32(min(head_windows[at], 0x40000000u)) - 1;
+    early = i32(min(head_windows[at + params.head_windows_part], 0x40000000u));
+//@endif
+    var limit = clamp(place + params.right + 1, 0, keys);
+    var first = clamp(place - left, 0, limit);
+    early = min(early, limit);
+//@if PREFIX
+    let prefix = min(i32(min(prefix_len[params.prefix_len_at + batch * params.prefix_len_batch], params.all_keys)), keys);
+//@if EARLY
+    early = max(early, prefix);
+//@else
+    limit = max(limit, prefix);
+//@endif
+//@endif
+    if (i < 0 || i >= queries) {
+        early = 0;
+        limit = first;
+    }
+    let base = i32(sequence.first_key);
+//@if KEY_RANGE
+    let range = mods_keys(params.batch_start + batch, params.head_start + head, row);
+    let low = i32(min(range.x, params.all_keys));
+    let high = i32(min(range.y, params.all_keys));
+    return Sight(
+        local_key(max(base, low)),
+        local_key(min(base + early, high)),
+        local_key(max(base + first, low)),
+        local_key(min(base + limit, high)),
+    );
+//@else
+    return Sight(local_key(base), local_key(base + early), local_key(base + first), local_key(base + limit));
+//@endif
+}
+
+fn sees(sight: Sight, key: u32) -> bool {
+    var visible = key < sight.limit;
+//@if LOWER
+    visible = visible && key >= sight.first;
+//@endif
+//@if EARLY
+    visible = visible || (key >= sight.start && key < sight.early);
+//@endif
+    return visible;
+}
+
+// What a workgroup visits: the keys start .. early and first .. limit, as far as they lie in its range.
+struct Walk {
+    start: u32,
+    early: u32,
+    first: u32,
+    limit: u32,
+    begin: u32,
+    end: u32,
+    batch: u32,
+    kv_head: u32,
+    first_row: u32,
+    last_row: u32,
+}
+
+fn walk_of(tile: Tile, last_row: u32) -> Walk {
+    let begin = tile.split * params.split_keys;
+    let end = min(begin + params.split_keys, params.kv_len);
+//@if LOWER
+    // All that any row of the tile sees.
+    var all = Sight(end, begin, end, begin);
+    for (var row = tile.first_row; row <= last_row; row++) {
+        let sight = sight_of(tile.batch, head_of(tile, row, params), row % params.q_len);
+        if (sight.first < sight.limit) {
+            all.first = min(all.first, sight.first);
+            all.limit = max(all.limit, sight.limit);
+        }
+        if (sight.start < sight.early) {
+            all.start = min(all.start, sight.start);
+            all.early = max(all.early, sight.early);
+        }
+    }
+//@else
+    // A run of rows that crosses heads holds some head's last query, which sees the most.
+    let crosses = tile.first_row / params.q_len != last_row / params.q_len;
+    let head = head_of(tile, last_row, params);
+    let all = sight_of(tile.batch, head, select(last_row % params.q_len, params.q_len - 1u, crosses));
+//@endif
+    let limit = clamp(all.limit, begin, end);
+    let first = clamp(all.first, begin, limit);
+    let early = clamp(all.early, begin, end);
+    let start = clamp(all.start, begin, early);
+    var walk = Walk(start, early, first, limit, begin, end, tile.batch, tile.kv_head, tile.first_row, last_row);
+//@if RUNS
+    // What overlaps, or follows within a few keys, is one run.
+    if (start < early && (first <= early + 8u || first == limit)) {
+        walk.limit = max(limit, early);
+        walk.first = select(min(start, first), start, first == limit);
+        walk.early = walk.start;
+    }
+//@endif
+    return walk;
+}
+
+// A query's sight within the range of its workgroup.
+fn clip(sight: Sight, walk: Walk) -> Sight {
+    return Sight(sight.start, min(sight.early, walk.end), sight.first, min(sight.limit, walk.end));
+}
+
+// Where the bits of a query's row of blocks begin.
+fn blocks_start(batch: u32, head: u32, query: u32) -> u32 {
+//@if BLOCKS
+    return params.blocks_at + batch * params.blocks_batch + head * params.blocks_head
+        + (params.row_start + query) / params.block_q * params.blocks_row;
+//@else
+    return 0u;
+//@endif
+}
+
+//@if BLOCKS
+fn in_block(at: u32, key: u32) -> bool {
+    // Where a tile lies in one block, its walk visits what that block sees.
+    if (params.row_tile_blocks == 0u) {
+        return true;
+    }
+    let block = (params.key_start + key) / params.block_kv;
+    return ((blocks[at + block / 32u * params.blocks_word] >> (block % 32u)) & 1u) != 0u;
+}
+
+// 32 blocks of keys as any row of the tile sees them.
+fn block_word(walk: Walk, word: u32) -> u32 {
+    var bits = 0u;
+    for (var row = walk.first_row; row <= walk.last_row;) {
+        let query = row % params.q_len;
+        let head = walk.kv_head * params.all_group + row / params.q_len;
+        bits |= blocks[blocks_start(walk.batch, head, query) + word * params.blocks_word];
+        row += min(params.block_q - (params.row_start + query) % params.block_q, params.q_len - query);
+    }
+    return bits;
+}
+//@endif
+
+//@if RUNS
+// The next run of keys to visit, from `at` on: x .. y, or none where x is not below y.
+fn next_run(walk: Walk, at: u32) -> vec2<u32> {
+    var from = max(at, walk.first);
+    var to = walk.limit;
+    if (max(at, walk.start) < walk.early) {
+        from = max(at, walk.start);
+        to = walk.early;
+    }
+//@if BLOCKS
+    // Both parts, with what lies between: the blocks tell what is needed.
+    from = max(at, select(walk.first, min(walk.start, walk.first), walk.start < walk.early));
+    to = max(walk.limit, walk.early);
+    if (from < to) {
+        let low = (params.key_start + from) / params.block_kv;
+        let high = (params.key_start + to - 1u) / params.block_kv;
+        var found = high + 1u;
+        for (var word = low / 32u; word <= high / 32u && found > high; word++) {
+            var bits = block_word(walk, word);
+            if (word == low / 32u) {
+                bits &= 0xffffffffu << (low % 32u);
+            }
+            if (bits != 0u) {
+                found = word * 32u + firstTrailingBit(bits);
+            }
+        }
+        if (found > high) {
+            return vec2<u32>(to, to);
+        }
+        from = max(from, max(found * params.block_kv, params.key_start) - params.key_start);
+        to = min(to, (found + 1u) * params.block_kv - params.key_start);
+    }
+//@endif
+    return vec2<u32>(from, to);
+}
+//@endif
