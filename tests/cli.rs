@@ -266,6 +266,7 @@ fn attention_of_a_safetensors_file() {
         lens: Some(&[13, 5]),
         scale: 0.25,
         causal: Causal::BottomRight,
+        ..Default::default()
     });
     for schedule in ["", "--schedule tile"] {
         let ended = folder

@@ -342,24 +342,7 @@ impl Workload {
             .collect();
         let values = match (&op, wide.as_slice()) {
             (Op::Attention(op), [q, k, v]) => {
-                let [batch, q_heads, q_len, head_dim] = crate::ops::dims(&op.q);
-                let [_, kv_heads, kv_len, value_dim] = crate::ops::dims(&op.v);
-                reference::attention(&AttentionInputs {
-                    batch: batch as usize,
-                    q_heads: q_heads as usize,
-                    kv_heads: kv_heads as usize,
-                    q_len: q_len as usize,
-                    kv_len: kv_len as usize,
-                    head_dim: head_dim as usize,
-                    value_dim: value_dim as usize,
-                    q,
-                    k,
-                    v,
-                    scale: op.effective_scale().into(),
-                    causal: op.causal,
-                    ..AttentionInputs::default()
-                })
-                .o
+                reference::attention(&AttentionInputs::of(op, q, k, v)).o
             }
             (Op::Softmax(op), [x]) => {
                 let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();

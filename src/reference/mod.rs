@@ -4,7 +4,7 @@ mod attention;
 mod merge;
 mod softmax;
 
-pub use attention::{AttentionInputs, AttentionOutputs, attention};
+pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
 pub use merge::merge;
 pub use softmax::softmax;
 

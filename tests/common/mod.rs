@@ -4,7 +4,8 @@
 use std::sync::OnceLock;
 
 use foveate::{
-    Attention, AttentionArgs, Causal, DType, Gpu, Layout, Op, Result, Tensor, Tuning,
+    Attention, AttentionArgs, BlockMask, Causal, DType, Gpu, Layout, Op, Result, Tensor, Tuning,
+    Window,
     caps::MatrixShape,
     reference::{self, AttentionInputs, AttentionOutputs, noise},
 };
@@ -89,6 +90,30 @@ pub struct Problem {
     pub dtype: DType,
     /// [batch, seq, heads, dim] in memory, rows padded and shifted by this many elements.
     pub bshd: Option<u64>,
+    pub terms: Terms,
+}
+
+/// What else an attention may have.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    pub q_lens: Option<Vec<u32>>,
+    pub prefix: Option<Vec<u32>>,
+    /// Where packed queries and keys begin.
+    pub packed: Option<[Vec<u32>; 2]>,
+    pub window: Option<Window>,
+    pub head_windows: Option<Vec<[u32; 2]>>,
+    pub sinks: Option<Vec<f32>>,
+    pub softcap: Option<f32>,
+    pub blocks: Option<Blocks>,
+}
+
+/// A block mask of random bits.
+#[derive(Debug, Clone)]
+pub struct Blocks {
+    pub block_q: u64,
+    pub block_kv: u64,
+    /// Whether each batch entry, and each head, has bits of its own.
+    pub per: [bool; 2],
 }
 
 impl Problem {
@@ -112,7 +137,42 @@ impl Problem {
             scale: None,
             dtype: DType::F32,
             bshd: None,
+            terms: Terms::default(),
         }
+    }
+
+    /// The block mask, and its bits: about a third of the blocks are seen, and no block by the first row
+    /// of blocks.
+    fn block_mask(&self) -> Option<(BlockMask, Vec<u32>)> {
+        let Blocks {
+            block_q,
+            block_kv,
+            per: [per_batch, per_head],
+        } = *self.terms.blocks.as_ref()?;
+        let rows = (self.q_len as u64).div_ceil(block_q);
+        let words = (self.kv_len as u64).div_ceil(block_kv).div_ceil(32);
+        let count = |yes, all: usize| if yes { all as u64 } else { 1 };
+        let shape = [
+            count(per_batch, self.batch),
+            count(per_head, self.q_heads),
+            rows,
+            words,
+        ];
+        let bits = noise(6, 32 * shape.iter().product::<u64>() as usize)
+            .chunks(32)
+            .enumerate()
+            .map(|(at, chunk)| {
+                let first_row = at as u64 / words % rows == 0;
+                let bits = chunk.iter().rev();
+                bits.fold(0, |word, &x| word << 1 | u32::from(x > 0.4 && !first_row))
+            })
+            .collect();
+        let mask = BlockMask {
+            bits: Layout::new(DType::U32, shape),
+            block_q,
+            block_kv,
+        };
+        Some((mask, bits))
     }
 
     fn layout(&self, heads: usize, seq: usize, dim: usize) -> Layout {
@@ -187,10 +247,16 @@ impl Problem {
         let full = [self.batch, self.q_heads, self.q_len, self.kv_len];
         let mask = mask.map(|(shape, data)| spread(*shape, full, data));
         let bias = bias.map(|(shape, data)| spread(*shape, full, &wide(data)));
-        let lens: Option<Vec<usize>> = self
-            .lens
-            .as_ref()
-            .map(|lens| lens.iter().map(|&len| len as usize).collect());
+        let numbers = |lens: Option<&Vec<u32>>| -> Option<Vec<usize>> {
+            lens.map(|lens| lens.iter().map(|&len| len as usize).collect())
+        };
+        let terms = &self.terms;
+        let (cu_q, cu_kv) = match &terms.packed {
+            Some([cu_q, cu_kv]) => (numbers(Some(cu_q)), numbers(Some(cu_kv))),
+            None => (None, None),
+        };
+        let sinks = terms.sinks.as_deref().map(wide);
+        let blocks = self.block_mask();
         let scale = self
             .scale
             .unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt());
@@ -207,9 +273,19 @@ impl Problem {
             v: &wide(v),
             mask: mask.as_deref(),
             bias: bias.as_deref(),
-            lens: lens.as_deref(),
+            lens: numbers(self.lens.as_ref()).as_deref(),
+            q_lens: numbers(terms.q_lens.as_ref()).as_deref(),
+            prefix: numbers(terms.prefix.as_ref()).as_deref(),
+            cu_q: cu_q.as_deref(),
+            cu_kv: cu_kv.as_deref(),
+            window: terms.window,
+            head_windows: terms.head_windows.as_deref(),
+            sinks: sinks.as_deref(),
+            softcap: terms.softcap.map(f64::from),
+            blocks: blocks.as_ref().map(|(mask, bits)| (mask, &bits[..])),
             scale: scale.into(),
             causal: self.causal,
+            ..AttentionInputs::default()
         })
     }
 
@@ -264,15 +340,52 @@ impl Problem {
             op = op.bias(bias.layout().clone());
             args.bias = Some(bias.view());
         }
-        let lens = self
-            .lens
-            .as_ref()
-            .map(|lens| gpu.upload_u32(lens, [lens.len() as u64]))
-            .transpose()?;
-        if let Some(lens) = &lens {
-            op = op.kv_len(lens.layout().clone());
-            args.kv_len = Some(lens.view());
+        let terms = &self.terms;
+        op.window = terms.window;
+        op.softcap = terms.softcap;
+        let numbers = |list: Option<&Vec<u32>>| {
+            list.map(|list| gpu.upload_u32(list, [list.len() as u64]))
+                .transpose()
+        };
+        let (cu_q, cu_kv) = match &terms.packed {
+            Some([cu_q, cu_kv]) => (Some(cu_q), Some(cu_kv)),
+            None => (None, None),
+        };
+        let lens = numbers(self.lens.as_ref())?;
+        let q_lens = numbers(terms.q_lens.as_ref())?;
+        let prefix = numbers(terms.prefix.as_ref())?;
+        let (cu_q, cu_kv) = (numbers(cu_q)?, numbers(cu_kv)?);
+        let windows = match &terms.head_windows {
+            Some(windows) => {
+                Some(gpu.upload_u32(windows.as_flattened(), [windows.len() as u64, 2])?)
+            }
+            None => None,
+        };
+        let sinks = match &terms.sinks {
+            Some(sinks) => Some(gpu.upload(sinks, [sinks.len() as u64])?),
+            None => None,
+        };
+        let blocks = match self.block_mask() {
+            Some((mask, bits)) => {
+                let bits = gpu.upload_u32(&bits, mask.bits.shape.clone())?;
+                op.block_mask = Some(mask);
+                Some(bits)
+            }
+            None => None,
+        };
+        for (tensor, layout, arg) in [
+            (&lens, &mut op.kv_len, &mut args.kv_len),
+            (&q_lens, &mut op.q_len, &mut args.q_len),
+            (&prefix, &mut op.prefix_len, &mut args.prefix_len),
+            (&cu_q, &mut op.cu_q, &mut args.cu_q),
+            (&cu_kv, &mut op.cu_kv, &mut args.cu_kv),
+            (&windows, &mut op.head_windows, &mut args.head_windows),
+            (&sinks, &mut op.sinks, &mut args.sinks),
+        ] {
+            *layout = tensor.as_ref().map(|tensor| tensor.layout().clone());
+            *arg = tensor.as_ref().map(Tensor::view);
         }
+        args.blocks = blocks.as_ref().map(Tensor::view);
         let plan = gpu.engine().plan_with(&op.into(), tuning)?;
         gpu.run(&plan.bind(args)?)?;
         untouched_around(gpu, &o)?;

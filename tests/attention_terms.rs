@@ -1,0 +1,641 @@
+//! The terms of attention beyond masks and biases, on every adapter, against the f64 reference: windows,
+//! lengths, packed sequences, sinks, soft cap, block masks.
+
+mod common;
+
+use common::{Blocks, Problem, Terms, gpus, name, say};
+use foveate::{Causal, Corner, DType, Gpu, Schedule, Tuning, Window};
+
+/// Variants that compile fast.
+const CHEAP: Tuning = Tuning {
+    schedule: Some(Schedule::Subgroup),
+    rows: Some(1),
+    keys: Some(2),
+    splits: None,
+};
+const DECODE: Tuning = Tuning {
+    schedule: Some(Schedule::Decode),
+    rows: Some(2),
+    keys: None,
+    splits: None,
+};
+const TILE: Tuning = Tuning {
+    schedule: Some(Schedule::Tile),
+    rows: None,
+    keys: None,
+    splits: None,
+};
+
+const F32: f64 = 1e-5;
+const F16: f64 = 2e-3;
+const HUGE: u64 = u64::MAX;
+
+/// Runs `check` for every schedule on every adapter that can run it; fails when none ran.
+fn each(check: impl Fn(&Gpu, &Tuning, &str)) {
+    let mut ran = 0;
+    for gpu in gpus() {
+        for tuning in [&CHEAP, &DECODE, &TILE] {
+            let needs_subgroups = tuning.schedule != Some(Schedule::Tile);
+            if needs_subgroups && gpu.engine().caps().fixed_subgroup().is_none() {
+                say(format_args!(
+                    "skipped: {} has no fixed subgroup size",
+                    name(gpu)
+                ));
+                continue;
+            }
+            check(
+                gpu,
+                tuning,
+                &format!("{}, {:?}", name(gpu), tuning.schedule),
+            );
+            ran += 1;
+        }
+    }
+    assert!(ran > 0, "nothing ran");
+}
+
+/// Every problem in every schedule, also with its keys in three ranges.
+fn all_close(problems: &[Problem]) {
+    each(|gpu, tuning, label| {
+        for problem in problems {
+            for splits in [None, Some(3)] {
+                let tuning = Tuning { splits, ..*tuning };
+                close(problem, gpu, &tuning, label, F32);
+            }
+        }
+    });
+}
+
+fn close(problem: &Problem, gpu: &Gpu, tuning: &Tuning, label: &str, most: f64) {
+    let (o, lse) = problem
+        .errors(gpu, tuning)
+        .unwrap_or_else(|error| panic!("{label}: {problem:?}: {error}"));
+    assert!(
+        o <= most && lse <= F32,
+        "{label}: o {o:e}, lse {lse:e}: {problem:?}"
+    );
+}
+
+fn with(heads: [usize; 3], lengths: [usize; 2], causal: Causal, terms: Terms) -> Problem {
+    Problem {
+        causal,
+        terms,
+        ..Problem::new(heads, lengths, 8)
+    }
+}
+
+fn window(left: Option<u64>, right: Option<u64>, first: u64, corner: Corner) -> Terms {
+    Terms {
+        window: Some(Window {
+            left,
+            right,
+            first,
+            corner,
+        }),
+        ..Terms::default()
+    }
+}
+
+const CAUSALS: [Causal; 3] = [Causal::None, Causal::TopLeft, Causal::BottomRight];
+
+/// Lengths beside tiles of every schedule: one, fewer, one more, several.
+const LENGTHS: [[usize; 2]; 6] = [[1, 1], [1, 70], [33, 1], [31, 65], [65, 31], [37, 131]];
+
+#[test]
+fn windows() {
+    let mut problems = Vec::new();
+    for (number, lengths) in LENGTHS.into_iter().enumerate() {
+        for causal in CAUSALS {
+            for (left, right, first) in [
+                (Some(0), Some(0), 0),
+                (Some(5), None, 0),
+                (None, Some(3), 0),
+                (Some(40), Some(7), 3),
+                (Some(2), Some(0), 35),
+            ] {
+                let corner = match causal {
+                    Causal::BottomRight => Corner::BottomRight,
+                    Causal::None if number % 2 == 1 => Corner::BottomRight,
+                    _ => Corner::TopLeft,
+                };
+                let terms = window(left, right, first, corner);
+                problems.push(with([1, 2, 1], lengths, causal, terms));
+            }
+        }
+    }
+    all_close(&problems);
+}
+
+/// The corner of causal masking is the window's where the window names none.
+#[test]
+fn windows_take_the_corner_of_causal_masking() {
+    let terms = window(Some(4), None, 0, Corner::default());
+    all_close(&[with([1, 1, 1], [9, 40], Causal::BottomRight, terms)]);
+}
+
+#[test]
+fn windows_with_lengths_and_first_keys() {
+    let mut problems = Vec::new();
+    for causal in CAUSALS {
+        for first in [0, 2, 90] {
+            let corner = match causal {
+                Causal::BottomRight => Corner::BottomRight,
+                _ => Corner::TopLeft,
+            };
+            let mut problem = with(
+                [3, 4, 2],
+                [37, 90],
+                causal,
+                window(Some(6), None, first, corner),
+            );
+            // None at all, past the end, in between.
+            problem.lens = Some(vec![0, 1000, 53]);
+            problems.push(problem.clone());
+            problem.terms.q_lens = Some(vec![37, 20, 5]);
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+}
+
+/// The numbers, not only what is near them: a window over everything is no window.
+#[test]
+fn windows_over_everything_are_dense() {
+    each(|gpu, tuning, label| {
+        for causal in CAUSALS {
+            let dense = Problem {
+                causal,
+                ..Problem::new([1, 2, 1], [21, 45], 8)
+            };
+            let corner = match causal {
+                Causal::BottomRight => Corner::BottomRight,
+                _ => Corner::TopLeft,
+            };
+            for size in [45, u64::from(u32::MAX), i32::MAX as u64, 1 << 31, HUGE] {
+                for first in [0, HUGE] {
+                    let windowed = Problem {
+                        terms: window(Some(size), Some(size), first, corner),
+                        ..dense.clone()
+                    };
+                    close(&windowed, gpu, tuning, label, F32);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn valid_queries() {
+    let mut problems = Vec::new();
+    for causal in CAUSALS {
+        let terms = Terms {
+            q_lens: Some(vec![0, 40, 1, u32::MAX]),
+            ..Terms::default()
+        };
+        let mut problem = with([4, 2, 1], [40, 50], causal, terms);
+        problems.push(problem.clone());
+        problem.lens = Some(vec![50, 20, u32::MAX, 0]);
+        problems.push(problem);
+    }
+    all_close(&problems);
+}
+
+#[test]
+fn prefixes() {
+    let mut problems = Vec::new();
+    for causal in CAUSALS {
+        for windowed in [false, true] {
+            let corner = match causal {
+                Causal::BottomRight => Corner::BottomRight,
+                _ => Corner::TopLeft,
+            };
+            let mut terms = if windowed {
+                window(Some(4), Some(2), 0, corner)
+            } else {
+                Terms::default()
+            };
+            terms.prefix = Some(vec![0, 17, u32::MAX]);
+            let mut problem = with([3, 2, 2], [35, 66], causal, terms);
+            problems.push(problem.clone());
+            problem.lens = Some(vec![66, 9, 40]);
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+}
+
+/// Heads that see everything, a few, the start, nothing; two share a KV head.
+#[test]
+fn windows_of_heads() {
+    let mut problems = Vec::new();
+    for causal in CAUSALS {
+        for right in [None, Some(0), Some(5)] {
+            let corner = match causal {
+                Causal::BottomRight => Corner::BottomRight,
+                _ => Corner::TopLeft,
+            };
+            let terms = Terms {
+                head_windows: Some(vec![
+                    [u32::MAX, 0],
+                    [5, 3],
+                    [0, 4],
+                    [0, 0],
+                    [1, u32::MAX],
+                    [1 << 31, 0],
+                ]),
+                window: right.map(|right| Window {
+                    right: Some(right),
+                    corner,
+                    ..Window::default()
+                }),
+                ..Terms::default()
+            };
+            let mut problem = with([2, 6, 3], [37, 70], causal, terms);
+            problems.push(problem.clone());
+            problem.lens = Some(vec![70, 31]);
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+}
+
+/// Sequences of every sort: none, of one token, without keys, without queries, longer than a tile.
+#[test]
+fn packed_sequences() {
+    let mut problems = Vec::new();
+    for causal in CAUSALS {
+        for windowed in [false, true] {
+            let corner = match causal {
+                Causal::BottomRight => Corner::BottomRight,
+                _ => Corner::TopLeft,
+            };
+            for packed in [
+                [vec![0, 0, 1, 8, 8, 45, 52], vec![0, 3, 4, 4, 20, 90, 97]],
+                [vec![0, 52], vec![0, 97]],
+                // The last queries and keys belong to no sequence.
+                [vec![0, 20, 40], vec![0, 30, 80]],
+                // Decoding: a query of each.
+                [(0..=52).collect(), (0..=52).map(|n| n * 3 / 2).collect()],
+            ] {
+                let mut terms = if windowed {
+                    window(Some(6), None, 2, corner)
+                } else {
+                    Terms::default()
+                };
+                terms.packed = Some(packed);
+                problems.push(with([1, 4, 2], [52, 97], causal, terms));
+            }
+        }
+    }
+    all_close(&problems);
+}
+
+/// Nonsense gives some result: every output is written, and nothing outside of them.
+#[test]
+fn sequences_that_fall_or_overrun() {
+    each(|gpu, tuning, label| {
+        for packed in [
+            [vec![0, 30, 10, 52], vec![0, 60, 20, 97]],
+            [vec![0, 40, 1000], vec![0, 90, 5000]],
+            [vec![0, u32::MAX, 7], vec![u32::MAX, 0, 1 << 31]],
+            [vec![9, 9, 9], vec![200, 300, 400]],
+        ] {
+            for causal in CAUSALS {
+                let terms = Terms {
+                    packed: Some(packed.clone()),
+                    ..Terms::default()
+                };
+                let problem = with([1, 2, 1], [52, 97], causal, terms);
+                let [q, k, v] = [(1, 2 * 52), (2, 97), (3, 97)]
+                    .map(|(seed, rows)| foveate::reference::noise(seed, rows * 8));
+                // `run` looks for what was not written, and for what was written outside.
+                let (o, lse) = problem
+                    .run(gpu, tuning, (&q, &k, &v), None, None)
+                    .unwrap_or_else(|error| panic!("{label}: {error}"));
+                assert!(o.iter().all(|x| x.is_finite()), "{label}: {packed:?}");
+                let written = |x: &f32| *x != common::SENTINEL && !x.is_nan();
+                assert!(lse.iter().all(written), "{label}: {packed:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn sinks() {
+    let mut problems = Vec::new();
+    for causal in CAUSALS {
+        let terms = Terms {
+            sinks: Some(vec![0.5, -3.0, 60.0, -1e4]),
+            ..Terms::default()
+        };
+        // More queries than keys: bottom-right leaves rows that see none; so does a length of 0.
+        let mut problem = with([2, 4, 2], [40, 33], causal, terms);
+        problems.push(problem.clone());
+        problem.lens = Some(vec![0, 20]);
+        problems.push(problem.clone());
+        problem.terms.window = Some(Window {
+            left: Some(3),
+            ..Window::default()
+        });
+        problems.push(problem);
+    }
+    all_close(&problems);
+}
+
+#[test]
+fn soft_caps() {
+    let mut problems = Vec::new();
+    for (cap, scale) in [(0.5, None), (20.0, None), (2.0, Some(30.0)), (1e20, None)] {
+        for biased in [false, true] {
+            let terms = Terms {
+                softcap: Some(cap),
+                ..Terms::default()
+            };
+            let mut problem = with([1, 4, 2], [17, 66], Causal::BottomRight, terms);
+            problem.scale = scale;
+            problem.bias = biased.then_some([1, 4, 17, 66]);
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+}
+
+#[test]
+fn block_masks() {
+    let mut problems = Vec::new();
+    for (block_q, block_kv) in [(1, 1), (7, 3), (16, 32), (1000, 5), (5, HUGE), (33, 64)] {
+        for per in [[false, false], [true, false], [true, true]] {
+            let terms = Terms {
+                blocks: Some(Blocks {
+                    block_q,
+                    block_kv,
+                    per,
+                }),
+                ..Terms::default()
+            };
+            problems.push(with([2, 4, 2], [71, 139], Causal::None, terms.clone()));
+            let mut problem = with([2, 4, 2], [37, 110], Causal::BottomRight, terms);
+            problem.lens = Some(vec![110, 61]);
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+}
+
+/// Everything that goes together, with masks and biases, in f32 and f16, and in strided tensors.
+#[test]
+fn all_at_once() {
+    each(|gpu, tuning, label| {
+        let mut problem = with(
+            [2, 4, 2],
+            [37, 90],
+            Causal::BottomRight,
+            Terms {
+                q_lens: Some(vec![30, 37]),
+                prefix: Some(vec![3, 40]),
+                sinks: Some(vec![0.0, 1.0, -2.0, 3.0]),
+                softcap: Some(2.0),
+                blocks: Some(Blocks {
+                    block_q: 9,
+                    block_kv: 10,
+                    per: [false, true],
+                }),
+                ..window(Some(20), Some(1), 2, Corner::BottomRight)
+            },
+        );
+        problem.lens = Some(vec![90, 51]);
+        problem.mask = Some([1, 4, 37, 90]);
+        problem.bias = Some([2, 1, 37, 90]);
+        problem.bshd = Some(3);
+        for splits in [None, Some(4)] {
+            close(&problem, gpu, &Tuning { splits, ..*tuning }, label, F32);
+        }
+        problem.terms.window = None;
+        problem.terms.head_windows = Some(vec![[4, 1], [u32::MAX, 0], [9, 0], [30, 3]]);
+        close(&problem, gpu, tuning, label, F32);
+        if gpu.engine().caps().f16 {
+            problem.dtype = DType::F16;
+            close(&problem, gpu, tuning, label, F16);
+        }
+    });
+}
+
+/// Halves, and dims that fill no vector.
+#[test]
+fn halves_and_odd_dims() {
+    each(|gpu, tuning, label| {
+        if !gpu.engine().caps().f16 {
+            say(format_args!("skipped: {} has no f16", name(gpu)));
+            return;
+        }
+        let mut windowed = with(
+            [1, 2, 1],
+            [37, 70],
+            Causal::TopLeft,
+            window(Some(9), None, 2, Corner::TopLeft),
+        );
+        windowed.terms.sinks = Some(vec![0.5, 1.5]);
+        let packed = Terms {
+            packed: Some([vec![0, 5, 20, 37], vec![0, 30, 31, 70]]),
+            softcap: Some(3.0),
+            ..Terms::default()
+        };
+        let packed = with([1, 2, 1], [37, 70], Causal::BottomRight, packed);
+        for mut problem in [windowed, packed] {
+            problem.dtype = DType::F16;
+            (problem.head_dim, problem.value_dim) = (5, 11);
+            close(&problem, gpu, tuning, label, F16);
+        }
+    });
+}
+
+/// With keys of zero and one-hot values the output is the weights: a mask error is not off by little.
+#[test]
+fn probes_see_what_the_reference_sees() {
+    let (m, n) = (37, 70);
+    let of = |causal, terms| with([1, 4, 2], [m, n], causal, terms);
+    let br = Corner::BottomRight;
+    let problems = [
+        of(Causal::None, window(Some(5), Some(2), 3, Corner::TopLeft)),
+        of(Causal::None, window(Some(5), Some(2), 3, br)),
+        of(Causal::BottomRight, window(Some(11), None, 1, br)),
+        of(
+            Causal::TopLeft,
+            Terms {
+                head_windows: Some(vec![[1, 0], [4, 2], [0, 1], [u32::MAX, 0]]),
+                ..Terms::default()
+            },
+        ),
+        of(
+            Causal::BottomRight,
+            Terms {
+                packed: Some([vec![0, 1, 9, 9, 37], vec![0, 5, 5, 20, 61]]),
+                ..window(Some(7), None, 2, br)
+            },
+        ),
+        of(
+            Causal::TopLeft,
+            Terms {
+                prefix: Some(vec![13]),
+                q_lens: Some(vec![31]),
+                ..window(Some(3), None, 0, Corner::TopLeft)
+            },
+        ),
+        of(
+            Causal::None,
+            Terms {
+                blocks: Some(Blocks {
+                    block_q: 5,
+                    block_kv: 3,
+                    per: [false, true],
+                }),
+                ..Terms::default()
+            },
+        ),
+    ];
+    each(|gpu, tuning, label| {
+        for problem in &problems {
+            let mut problem = problem.clone();
+            problem.value_dim = n;
+            let q = vec![1.0; 4 * m * 8];
+            let k = vec![0.0; 2 * n * 8];
+            let v: Vec<f32> = (0..2 * n * n)
+                .map(|at| if at / n % n == at % n { 1.0 } else { 0.0 })
+                .collect();
+            let tensors = (q.as_slice(), k.as_slice(), v.as_slice());
+            let (o, _) = problem
+                .run(gpu, tuning, tensors, None, None)
+                .unwrap_or_else(|error| panic!("{label}: {error}"));
+            let expected = problem.reference(tensors, None, None).o;
+            for (at, (&x, &want)) in o.iter().zip(&expected).enumerate() {
+                let right = if want == 0.0 {
+                    x == 0.0
+                } else {
+                    (f64::from(x) / want - 1.0).abs() < 1e-6
+                };
+                assert!(
+                    right,
+                    "{label}: weight {at} is {x}, not {want}: {problem:?}"
+                );
+            }
+        }
+    });
+}
+
+/// What is hidden by lengths, windows and sequences is not read, so it may be anything.
+#[test]
+fn keys_of_no_sequence_cannot_poison() {
+    each(|gpu, tuning, label| {
+        let terms = Terms {
+            packed: Some([vec![0, 3, 5], vec![0, 13, 22]]),
+            ..Terms::default()
+        };
+        let problem = with([1, 2, 1], [5, 40], Causal::None, terms);
+        let [q, mut k, mut v] = [(1, 2 * 5), (2, 40), (3, 40)]
+            .map(|(seed, rows)| foveate::reference::noise(seed, rows * 8));
+        let clean = problem
+            .run(gpu, tuning, (&q, &k, &v), None, None)
+            .unwrap_or_else(|error| panic!("{label}: {error}"));
+        for (row, (k, v)) in k.chunks_mut(8).zip(v.chunks_mut(8)).enumerate() {
+            if row >= 22 {
+                k.fill(f32::NAN);
+                v.fill(f32::INFINITY);
+            }
+        }
+        let dirty = problem
+            .run(gpu, tuning, (&q, &k, &v), None, None)
+            .expect("runs");
+        assert_eq!(clean, dirty, "{label}");
+    });
+}
+
+/// Slices of the tensors and folded grids keep places where they are.
+#[test]
+fn slices_change_nothing() {
+    use foveate::Caps;
+    each(|gpu, tuning, label| {
+        let windowed = with(
+            [2, 4, 2],
+            [37, 131],
+            Causal::BottomRight,
+            Terms {
+                sinks: Some(vec![0.5, -1.0, 2.0, 0.0]),
+                q_lens: Some(vec![30, 37]),
+                prefix: Some(vec![70, 2]),
+                ..window(Some(17), None, 3, Corner::BottomRight)
+            },
+        );
+        let heads = with(
+            [1, 4, 2],
+            [37, 131],
+            Causal::TopLeft,
+            Terms {
+                head_windows: Some(vec![[3, 1], [u32::MAX, 0], [9, 2], [1, 5]]),
+                blocks: Some(Blocks {
+                    block_q: 7,
+                    block_kv: 3,
+                    per: [false, true],
+                }),
+                ..Terms::default()
+            },
+        );
+        let packed = with(
+            [1, 4, 2],
+            [37, 131],
+            Causal::BottomRight,
+            Terms {
+                packed: Some([vec![0, 5, 20, 37], vec![0, 30, 31, 131]]),
+                softcap: Some(3.0),
+                ..Terms::default()
+            },
+        );
+        let caps = gpu.engine().caps().clone();
+        let small = [
+            Caps {
+                max_binding_bytes: 4096,
+                ..caps.clone()
+            },
+            Caps {
+                max_workgroups: 13,
+                ..caps.clone()
+            },
+            Caps {
+                loop_budget: 600,
+                ..caps
+            },
+        ];
+        for caps in small {
+            let mut small = gpu.clone();
+            *small.engine_mut() = gpu.engine().clone().with_caps(caps);
+            for problem in [&windowed, &heads, &packed] {
+                close(problem, &small, tuning, label, F32);
+            }
+        }
+    });
+}
+
+/// The plan's own choice of schedule and tile, with its default ranges of keys.
+#[test]
+fn default_tuning() {
+    for gpu in gpus() {
+        for (lengths, terms) in [
+            (
+                [1, 300],
+                Terms {
+                    sinks: Some(vec![0.5, 1.5]),
+                    ..window(Some(99), None, 4, Corner::BottomRight)
+                },
+            ),
+            (
+                [70, 300],
+                Terms {
+                    head_windows: Some(vec![[20, 4], [u32::MAX, 0]]),
+                    ..Terms::default()
+                },
+            ),
+        ] {
+            let problem = with([1, 2, 1], lengths, Causal::BottomRight, terms);
+            close(&problem, gpu, &Tuning::default(), &name(gpu), F32);
+        }
+    }
+}
