@@ -60,6 +60,7 @@ fn row_of(tile: Tile, row: u32, walk: Walk) -> Row {
 fn final_score(score: f32, row: Row, key: u32, last: u32) -> f32 {
     var s = score;
     let near = min(key, last);
+    var visible = sees(row.sight, key);
 //@if SOFTCAP
     s = params.softcap * tangent(s / params.softcap);
 //@endif
@@ -67,9 +68,10 @@ fn final_score(score: f32, row: Row, key: u32, last: u32) -> f32 {
     s = biased(s, f32(bias[row.bias + near * params.bias_key]));
 //@endif
 //@if SCORE_MOD
+    // A bias of minus infinity hides the key, whatever a modification makes of it.
+    visible = visible && s > HIDDEN;
     s = biased(0.0, mods_score(s * LN_2, row.batch, row.head, row.query, params.key_start + near));
 //@endif
-    var visible = sees(row.sight, key);
 //@if RUNS
     visible = visible && key <= last;
 //@endif

@@ -245,19 +245,19 @@ fn block_word(walk: Walk, word: u32) -> u32 {
 //@if RUNS
 // The next run of keys to visit, from `at` on: x .. y, or none where x is not below y.
 fn next_run(walk: Walk, at: u32) -> vec2<u32> {
-    var from = max(at, walk.first);
-    var to = walk.limit;
+    var next = max(at, walk.first);
+    var stop = walk.limit;
     if (max(at, walk.start) < walk.early) {
-        from = max(at, walk.start);
-        to = walk.early;
+        next = max(at, walk.start);
+        stop = walk.early;
     }
 //@if BLOCKS
     // Both parts, with what lies between: the blocks tell what is needed.
-    from = max(at, select(walk.first, min(walk.start, walk.first), walk.start < walk.early));
-    to = max(walk.limit, walk.early);
-    if (from < to) {
-        let low = (params.key_start + from) / params.block_kv;
-        let high = (params.key_start + to - 1u) / params.block_kv;
+    next = max(at, select(walk.first, min(walk.start, walk.first), walk.start < walk.early));
+    stop = max(walk.limit, walk.early);
+    if (next < stop) {
+        let low = (params.key_start + next) / params.block_kv;
+        let high = (params.key_start + stop - 1u) / params.block_kv;
         var found = high + 1u;
         for (var word = low / 32u; word <= high / 32u && found > high; word++) {
             var bits = block_word(walk, word);
@@ -269,12 +269,12 @@ fn next_run(walk: Walk, at: u32) -> vec2<u32> {
             }
         }
         if (found > high) {
-            return vec2<u32>(to, to);
+            return vec2<u32>(stop, stop);
         }
-        from = max(from, max(found * params.block_kv, params.key_start) - params.key_start);
-        to = min(to, (found + 1u) * params.block_kv - params.key_start);
+        next = max(next, max(found * params.block_kv, params.key_start) - params.key_start);
+        stop = min(stop, (found + 1u) * params.block_kv - params.key_start);
     }
 //@endif
-    return vec2<u32>(from, to);
+    return vec2<u32>(next, stop);
 }
 //@endif

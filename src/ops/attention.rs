@@ -85,8 +85,8 @@ pub struct BlockMask {
 ///
 /// # Visibility
 ///
-/// A key is visible when everything that is given allows it: `kv_len`, `q_len`, causal masking and window
-/// (`prefix_len` adds keys to those two), `head_windows`, sequences, `mask`, `block_mask`, the `mask_mod` of
+/// A key is visible when everything that is given allows it: `kv_len`, `q_len`, causal masking, window and
+/// `head_windows` (`prefix_len` adds keys to those three), sequences, `mask`, `block_mask`, the `mask_mod` of
 /// each of `mods`. Ranges of keys that none of a tile's queries sees are not read: those that follow from
 /// lengths, causal masking, windows, sequences, block masks and the `key_range` of mods.
 ///
@@ -136,7 +136,7 @@ pub struct Attention {
     #[serde(default)]
     pub q_len: Option<Layout>,
     /// Keys per batch entry, u32 `[batch]`, at the start of the sequence, that every query sees in spite of
-    /// causal masking and window (prefix-LM).
+    /// causal masking and windows (prefix-LM).
     #[serde(default)]
     pub prefix_len: Option<Layout>,
     /// Packed sequences of different lengths: where the queries of each begin and, last, where those of the

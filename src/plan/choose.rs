@@ -145,7 +145,8 @@ impl Choice {
                         .saturating_sub(1)
                         .saturating_mul(run_keys.min(mask.block_kv))
                 };
-                most((mask.block_kv.div_ceil(step)).min(1 << 16)).max(most(1)) / step * step
+                let keys = most(mask.block_kv.div_ceil(step).min(1 << 16)).max(most(1));
+                if keys > step { keys / step * step } else { keys }
             }
         };
         (keys > 0).then_some(keys)

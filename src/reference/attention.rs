@@ -184,8 +184,7 @@ impl<'a> AttentionInputs<'a> {
 
         let [_, _, i, j] = pair;
         let number = ((b * self.q_heads + h) * self.q_len + i) * self.kv_len + j;
-        (in_order && in_window || in_prefix)
-            && in_head_window
+        (in_order && in_window && in_head_window || in_prefix)
             && self.mask.is_none_or(|mask| mask[number])
             && self
                 .blocks
