@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Slot;
 use crate::{
     error::{Error, Result},
+    shader::mods::Mods,
     tensor::Layout,
 };
 
@@ -68,14 +68,23 @@ impl Mod {
     }
 
     pub(super) fn check_all(mods: &[Self]) -> Result<()> {
-        let buffers: usize = mods.iter().map(|change| change.buffers.len()).sum();
-        if buffers > Slot::BUFFERS.len() {
-            return Err(Error::unsupported(
-                format!("mods with {buffers} buffers"),
-                format!("at most {} are bound", Slot::BUFFERS.len()),
-                "put several arrays into one buffer, at offsets",
-            ));
+        for (number, change) in mods.iter().enumerate() {
+            for (place, ModBuffer { layout, .. }) in change.buffers.iter().enumerate() {
+                let contiguous = Layout::new(layout.dtype, layout.shape.clone());
+                let mut axes = layout
+                    .shape
+                    .iter()
+                    .zip(&layout.strides)
+                    .zip(&contiguous.strides);
+                if axes.any(|((&len, stride), wanted)| len > 1 && stride != wanted) {
+                    return Err(Error::invalid(
+                        format!("mods[{number}].buffers[{place}].layout"),
+                        format!("strides {:?} of shape {:?}", layout.strides, layout.shape),
+                        "give contiguous elements, as Layout::new makes them",
+                    ));
+                }
+            }
         }
-        Ok(())
+        Mods::link(mods).map(|_| ())
     }
 }

@@ -14,6 +14,7 @@
 //! A name that the variant does not give, and a number that it gives in vain, are errors.
 
 mod constant;
+pub mod mods;
 mod unroll;
 
 use std::collections::BTreeMap;
