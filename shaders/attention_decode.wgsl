@@ -65,9 +65,9 @@ fn main(
         for (var n = 0u; n < CHUNKS; n++) {
             acc[r * CHUNKS + n] = vec4<f32>();
         }
-        maximum[r] = first_maximum(tile, row);
+        maximum[r] = start_maximum(tile, row);
         // Each lane adds up its own keys; the first one holds what stands there before.
-        total[r] = select(0.0, first_total(maximum[r]), lane == 0u);
+        total[r] = select(0.0, start_total(maximum[r]), lane == 0u);
         seen_by[r] = row_of(tile, row, walk);
     }
 
@@ -111,10 +111,10 @@ fn main(
         //@unroll
         for (var r = 0u; r < ROWS; r++) {
             let s = final_score(score[r], seen_by[r], key, end - 1u);
-            let highest = max(maximum[r], subgroupMax(s));
+            let highest = raised(maximum[r], subgroupMax(s));
             rescale[r] = exp2(maximum[r] - highest);
             maximum[r] = highest;
-            score[r] = weight(s, highest);
+            score[r] = weight_of(s, highest, seen_by[r], key, end - 1u);
             // Each lane adds up its own keys; the lanes are added up at the end.
             total[r] = fma(total[r], rescale[r], score[r]);
         }
@@ -159,12 +159,11 @@ fn main(
             let at = partial_at(tile, row, params);
             let factor = 1.0;
             if (lane == 0u) {
-                scratch[at + params.value_dim] = maximum[r];
-                scratch[at + params.value_dim + 1u] = sum;
+                store_state(at, maximum[r], sum, tile.split);
             }
 //@else
             let at = o_start(tile, row, params);
-            let factor = reciprocal(sum);
+            let factor = normaliser(sum);
 //@if LSE
             if (lane == 0u) {
                 lse[lse_start(tile, row, params)] = log_sum_exp(maximum[r], sum);

@@ -389,8 +389,8 @@ fn main(
     //@unroll
     for (var r = 0u; r < ROW_TURNS; r++) {
         let row = min(tile.first_row + r * THREADS + local, last_row);
-        maximum[r] = first_maximum(tile, row);
-        total[r] = first_total(maximum[r]);
+        maximum[r] = start_maximum(tile, row);
+        total[r] = start_total(maximum[r]);
         mass[r] = total[r];
         seen_by[r] = row_of(tile, row, walk);
     }
@@ -481,6 +481,7 @@ fn main(
                     score[n] = x;
                 }
                 var factor = 1.0;
+                highest = raised(maximum[r], highest);
                 if (highest > maximum[r] + PEAK + SLACK) {
                     factor = exp2(maximum[r] + PEAK - highest);
                     maximum[r] = highest - PEAK;
@@ -496,7 +497,7 @@ fn main(
                     var w = score[n];
                     //@unroll
                     for (var c = 0u; c < 4u; c++) {
-                        w[c] = weight(w[c], maximum[r]);
+                        w[c] = weight_of(w[c], maximum[r], seen_by[r], j + n * 4u + c, end - 1u);
                     }
                     let rounded = vec4<Scalar>(w);
                     set_weights(row * W_PITCH + n, rounded);
@@ -569,15 +570,17 @@ fn main(
         if (row < ROWS) {
 //@if PARTIAL
             // The merge divides by the total.
-            factors[row] = total[r] * reciprocal(mass[r]);
+//@if PROB_MOD
+            factors[row] = 1.0;
 //@else
-            factors[row] = reciprocal(mass[r]);
+            factors[row] = total[r] * reciprocal(mass[r]);
+//@endif
+//@else
+            factors[row] = normaliser(mass[r]);
 //@endif
             if (tile.first_row + row <= last_row) {
 //@if PARTIAL
-                let at = partial_at(tile, tile.first_row + row, params) + params.value_dim;
-                scratch[at] = maximum[r];
-                scratch[at + 1u] = total[r];
+                store_state(partial_at(tile, tile.first_row + row, params), maximum[r], total[r], tile.split);
 //@else
 //@if LSE
                 lse[lse_start(tile, tile.first_row + row, params)] = log_sum_exp(maximum[r], total[r]);

@@ -31,6 +31,7 @@ const WORKGROUP: u32 = 64u; //@variant
 struct Params {
     elements: u32,          // rows * value_dim / WIDTH
     splits: u32,            // parts
+    partial_start: u32,     // where they begin in scratch
     value_dim: u32,
     q_len: u32,
     kv_heads: u32,
@@ -97,7 +98,7 @@ fn log_sum_exp(maximum: f32, total: f32) -> f32 {
 }
 //@else
 fn part_start(row: Row, s: u32) -> u32 {
-    return (row.number * params.splits + s) * (params.value_dim + 2u);
+    return params.partial_start + (row.number * params.splits + s) * (params.value_dim + 2u);
 }
 
 fn part_maximum(row: Row, s: u32) -> f32 {

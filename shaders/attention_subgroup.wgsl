@@ -55,8 +55,8 @@ fn main(
         for (var d = 0u; d < V4; d++) {
             acc[r * V4 + d] = vec4<f32>();
         }
-        maximum[r] = first_maximum(tile, row);
-        total[r] = first_total(maximum[r]);
+        maximum[r] = start_maximum(tile, row);
+        total[r] = start_total(maximum[r]);
         seen_by[r] = row_of(tile, row, walk);
     }
 
@@ -113,12 +113,13 @@ fn main(
                 highest = max(highest, s);
                 score[r * KEYS + c] = s;
             }
+            highest = raised(maximum[r], highest);
             rescale[r] = exp2(maximum[r] - highest);
             maximum[r] = highest;
             var sum = 0.0;
             //@unroll
             for (var c = 0u; c < KEYS; c++) {
-                score[r * KEYS + c] = weight(score[r * KEYS + c], highest);
+                score[r * KEYS + c] = weight_of(score[r * KEYS + c], highest, seen_by[r], j + c, end - 1u);
                 sum += score[r * KEYS + c];
             }
             total[r] = fma(total[r], rescale[r], sum);
@@ -167,11 +168,10 @@ fn main(
 //@if PARTIAL
             let at = partial_at(tile, row, params);
             let factor = 1.0;
-            scratch[at + params.value_dim] = maximum[r];
-            scratch[at + params.value_dim + 1u] = total[r];
+            store_state(at, maximum[r], total[r], tile.split);
 //@else
             let at = o_start(tile, row, params);
-            let factor = reciprocal(total[r]);
+            let factor = normaliser(total[r]);
 //@if LSE
             lse[lse_start(tile, row, params)] = log_sum_exp(maximum[r], total[r]);
 //@endif

@@ -58,8 +58,8 @@ fn main(
     //@unroll
     for (var a = 0u; a < 4u; a++) {
         let row = min(tile.first_row + y * 4u + a, last_row);
-        maximum[a] = first_maximum(tile, row);
-        total[a] = select(0.0, first_total(maximum[a]), x == 0u);
+        maximum[a] = start_maximum(tile, row);
+        total[a] = select(0.0, start_total(maximum[a]), x == 0u);
         seen_by[a] = row_of(tile, row, walk);
     }
 
@@ -145,13 +145,14 @@ fn main(
             for (var n = 0u; n < 8u; n++) {
                 highest = max(highest, columns[(y * 4u + a) * 8u + n]);
             }
+            highest = raised(maximum[a], highest);
             rescale[a] = exp2(maximum[a] - highest);
             maximum[a] = highest;
             // Each invocation sums its own keys; the rows are added up at the end.
             var sum = 0.0;
             //@unroll
             for (var b = 0u; b < 4u; b++) {
-                let w = weight(score[a * 4u + b], highest);
+                let w = weight_of(score[a * 4u + b], highest, seen_by[a], j + x + b * 8u, end - 1u);
                 weights[(y * 4u + a) * PITCH + x + b * 8u] = w;
                 sum += w;
             }
@@ -228,12 +229,11 @@ fn main(
                 }
             }
             if (x == 0u) {
-                scratch[at + params.value_dim] = maximum[a];
-                scratch[at + params.value_dim + 1u] = sum;
+                store_state(at, maximum[a], sum, tile.split);
             }
 //@else
             let at = o_start(tile, row, params);
-            let inverse = reciprocal(sum);
+            let inverse = normaliser(sum);
             //@unroll
             for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
                 //@unroll

@@ -29,6 +29,7 @@ struct Params {
     left: i32, right: i32,  // keys before and after a query's place that it sees
     early: u32,             // keys at the start that it sees besides
     sequences: u32,         // packed sequences
+    partial_start: u32,     // where partial results begin in scratch
     block_q: u32, block_kv: u32,
     scale: f32,             // times log2(e)
     softcap: f32,           // times log2(e)
@@ -67,11 +68,15 @@ fn tile_of(number: u32, tile_rows: u32, p: Params) -> Tile {
     return Tile(head / p.kv_heads, head % p.kv_heads, row_tile * tile_rows, split);
 }
 
+// Number of a packed row among those of the slice.
+fn partial_number(tile: Tile, row: u32, p: Params) -> u32 {
+    return (tile.batch * p.kv_heads + tile.kv_head) * p.q_len * p.group + row;
+}
+
 // First element of the partial result of a packed row: value_dim sums, maximum, total.
 fn partial_at(tile: Tile, row: u32, p: Params) -> u32 {
-    let rows = p.q_len * p.group;
-    let number = (tile.batch * p.kv_heads + tile.kv_head) * rows + row;
-    return (number * p.all_splits + p.split_start + tile.split) * (p.value_dim + 2u);
+    let number = partial_number(tile, row, p) * p.all_splits + p.split_start + tile.split;
+    return p.partial_start + number * (p.value_dim + 2u);
 }
 
 // First elements of a packed row in each tensor.

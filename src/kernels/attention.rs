@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::params;
-use crate::{caps::Caps, shader::Constants};
+use crate::{
+    caps::Caps,
+    shader::{Constants, mods::Mods},
+};
 
 /// What an attention kernel reads and writes; part of every schedule's variant.
 #[derive(
@@ -37,6 +40,11 @@ pub struct AttentionIo {
     pub sinks: bool,
     /// Soft cap on scores.
     pub softcap: bool,
+    /// Functions of the caller's on scores and visibility.
+    pub mods: Mods,
+    /// Weights are normalised by what an earlier pass has left in scratch, and changed by the caller's
+    /// functions.
+    pub probs: bool,
     /// Log-sum-exp output.
     pub lse: bool,
     /// Partial results to scratch instead of outputs.
@@ -61,9 +69,11 @@ impl AttentionIo {
             ("RUNS", self.runs().into()),
             ("SINKS", self.sinks.into()),
             ("SOFTCAP", self.softcap.into()),
-            ("SCORE_MOD", 0),
-            ("MASK_MOD", 0),
-            ("KEY_RANGE", 0),
+            ("SCORE_MOD", self.mods.has_score().into()),
+            ("MASK_MOD", self.mods.has_mask().into()),
+            ("KEY_RANGE", self.mods.has_range().into()),
+            ("PROB_MOD", self.probs.into()),
+            ("SCRATCH", (self.partial || self.probs).into()),
             ("LSE", self.lse.into()),
             ("PARTIAL", self.partial.into()),
         ]
@@ -78,22 +88,23 @@ impl AttentionIo {
         if (self.f16 || self.bias == Some(true)) && !caps.f16 {
             return Err("the device has no f16 (SHADER_F16)".into());
         }
-        let buffers = 4 + [
+        let given = [
             self.mask,
             self.bias.is_some(),
             self.kv_len,
             self.q_len,
             self.prefix,
+            // Where queries begin, and where keys do.
             self.packed,
             self.packed,
             self.head_windows,
             self.blocks,
             self.sinks,
             self.lse && !self.partial,
-        ]
-        .into_iter()
-        .map(u32::from)
-        .sum::<u32>();
+            self.probs && !self.partial,
+        ];
+        let given = given.into_iter().map(u32::from).sum::<u32>();
+        let buffers = 4 + given + self.mods.buffers() as u32;
         if buffers > caps.max_storage_buffers {
             return Err(format!(
                 "{buffers} storage buffers, and the device allows {}",
@@ -131,7 +142,8 @@ params! {
         kv_heads: u32, group: u32, all_group: u32, q_len: u32, kv_len: u32, all_keys: u32,
         head_dim: u32, value_dim: u32, row_start: u32, key_start: u32,
         row_tile_blocks: u32, batch_start: u32, head_start: u32, all_rows: u32,
-        corner: i32, left: i32, right: i32, early: u32, sequences: u32, block_q: u32, block_kv: u32,
+        corner: i32, left: i32, right: i32, early: u32, sequences: u32, partial_start: u32,
+        block_q: u32, block_kv: u32,
         scale: f32, softcap: f32, minus_infinity: f32,
         q_at: u32, q_batch: u32, q_head: u32, q_row: u32, q_dim: u32,
         k_at: u32, k_batch: u32, k_head: u32, k_row: u32, k_dim: u32,

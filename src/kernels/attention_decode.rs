@@ -54,6 +54,10 @@ impl super::Variant for Variant {
         list
     }
 
+    fn mods(&self) -> &'static str {
+        self.io.mods.text()
+    }
+
     fn supports(&self, caps: &Caps) -> Result<(), String> {
         one_subgroup(self.subgroup, caps)?;
         self.io.supports(caps)

@@ -150,6 +150,10 @@ impl super::Variant for Variant {
         list
     }
 
+    fn mods(&self) -> &'static str {
+        self.io.mods.text()
+    }
+
     fn supports(&self, caps: &Caps) -> Result<(), String> {
         let shape = MatrixShape {
             side: self.side,

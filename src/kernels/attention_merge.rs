@@ -78,7 +78,7 @@ impl super::Variant for Variant {
 params! {
     /// Parameters of the merge.
     Params {
-        elements: u32, splits: u32, value_dim: u32, q_len: u32, kv_heads: u32, group: u32,
+        elements: u32, splits: u32, partial_start: u32, value_dim: u32, q_len: u32, kv_heads: u32, group: u32,
         all_group: u32, minus_infinity: f32,
         o_at: u32, o_batch: u32, o_head: u32, o_row: u32, o_dim: u32,
         lse_at: u32, lse_batch: u32, lse_head: u32, lse_row: u32,

@@ -41,6 +41,10 @@ impl super::Variant for Variant {
         list
     }
 
+    fn mods(&self) -> &'static str {
+        self.io.mods.text()
+    }
+
     fn supports(&self, caps: &Caps) -> Result<(), String> {
         if caps.workgroup_bytes < WORKGROUP_BYTES {
             return Err(format!(

@@ -5,8 +5,8 @@ mod merge;
 mod modification;
 mod softmax;
 
-pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub(crate) use attention::dims;
+pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use softmax::{Softmax, SoftmaxArgs};

@@ -2,7 +2,7 @@
 
 use super::{
     Outline, Range, Step, Tuning, WANTED_WORKGROUPS,
-    choose::{Choice, Rejected, choose},
+    choose::{Choice, MOST_PROB_RANGES, Rejected, choose},
     grid, layout_places,
     slice::{self, Operand, Part, Window},
     small,
@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result},
     kernels::{AttentionParams, attention_merge},
     ops::{Attention, Corner, Slot, dims},
+    shader::mods::Mods,
     tensor::{DType, Layout},
 };
 
@@ -41,11 +42,23 @@ fn strides(layout: &Layout) -> [u64; 4] {
     std::array::from_fn(|axis| layout.strides.get(axis).copied().unwrap_or(0))
 }
 
+/// One pass over the keys.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    /// It leaves partial results in scratch.
+    partial: bool,
+    /// It reads maxima and totals that the pass before has left there.
+    probs: bool,
+    /// Where its partial results begin, in bytes.
+    start: u64,
+}
+
 /// An op's tensors over the iteration space.
 struct Space<'a> {
     op: &'a Attention,
     caps: &'a Caps,
     choice: Choice,
+    mods: Mods,
     lens: [u64; AXES],
     head_dim: u64,
     value_dim: u64,
@@ -156,6 +169,7 @@ impl<'a> Space<'a> {
             op,
             caps,
             choice,
+            mods: Mods::link(&op.mods)?,
             lens: [batch, kv_heads, group, q_len, kv_len],
             head_dim,
             value_dim,
@@ -182,8 +196,9 @@ impl<'a> Space<'a> {
             part[KEY] = part[KEY] / split_keys * split_keys;
         }
         let splits = self.all_splits(&part, split_keys);
-        let partial = splits > 1;
-        if splits >= u64::from(self.caps.loop_budget) {
+        let probs = self.mods.has_prob();
+        let most = if probs { MOST_PROB_RANGES } else { u64::MAX };
+        if splits >= u64::from(self.caps.loop_budget).min(most) {
             return Err(Error::unsupported(
                 format!("{splits} key ranges"),
                 format!(
@@ -193,12 +208,16 @@ impl<'a> Space<'a> {
                 "split the sequence",
             ));
         }
+        // What mods make of weights is not normalised again: a first pass finds maximum and total.
         let scratch_of = |part: &[u64; AXES]| {
-            let rows: u64 = part[..KEY].iter().product();
-            rows.saturating_mul(splits)
-                .saturating_mul((self.value_dim + 2) * 4)
+            let region = self.region(part, splits);
+            match (probs, splits > 1) {
+                (true, true) => region.saturating_mul(2),
+                (false, false) => 0,
+                _ => region,
+            }
         };
-        while partial && scratch_of(&part) > limit {
+        while scratch_of(&part) > limit {
             match [ROW, GROUP, HEAD, BATCH]
                 .into_iter()
                 .find(|&axis| part[axis] > 1)
@@ -221,14 +240,34 @@ impl<'a> Space<'a> {
         };
         let mut steps = Vec::new();
         for rows in slice::parts(whole, part, &[BATCH, HEAD, GROUP, ROW]) {
-            let mut split_start = 0;
-            for keys in slice::parts(rows, part, &[KEY]) {
-                let here = keys.len[KEY].div_ceil(split_keys);
-                steps.push(self.attend(&keys, split_keys, (split_start, here, splits), partial)?);
-                split_start += here;
+            let mut passes = vec![Pass {
+                partial: probs || splits > 1,
+                probs: false,
+                start: 0,
+            }];
+            if probs {
+                passes.push(Pass {
+                    partial: splits > 1,
+                    probs: true,
+                    start: if splits > 1 {
+                        self.region(&rows.len, splits)
+                    } else {
+                        0
+                    },
+                });
             }
-            if partial {
-                steps.push(self.merge(&rows, splits)?);
+            for pass in passes {
+                let mut split_start = 0;
+                for keys in slice::parts(rows, part, &[KEY]) {
+                    let here = keys.len[KEY].div_ceil(split_keys);
+                    let ranges = (split_start, here, splits);
+                    steps.push(self.attend(&keys, split_keys, ranges, pass)?);
+                    split_start += here;
+                }
+                // A first pass is merged for the log-sum-exp.
+                if pass.partial && (!probs || pass.probs || self.op.lse.is_some()) {
+                    steps.push(self.merge(&rows, splits, pass)?);
+                }
             }
         }
         Ok(Outline {
@@ -238,8 +277,15 @@ impl<'a> Space<'a> {
             rejected,
             splits,
             steps,
-            scratch_bytes: if partial { scratch_of(&part) } else { 0 },
+            scratch_bytes: scratch_of(&part),
         })
+    }
+
+    /// Bytes of scratch that a pass leaves partial results in.
+    fn region(&self, part: &[u64; AXES], splits: u64) -> u64 {
+        let rows: u64 = part[..KEY].iter().product();
+        rows.saturating_mul(splits)
+            .saturating_mul((self.value_dim + 2) * 4)
     }
 
     /// Keys per range: at most what the loop budget allows; fewer when there are few rows.
@@ -322,10 +368,11 @@ impl<'a> Space<'a> {
         part: &Part<AXES>,
         split_keys: u64,
         (split_start, splits, all_splits): (u64, u64, u64),
-        partial: bool,
+        pass: Pass,
     ) -> Result<Step> {
         let op = self.op;
-        let kernel = self.choice.kernel(partial);
+        let Pass { partial, probs, .. } = pass;
+        let kernel = self.choice.kernel(partial, probs);
         let [batch, kv_heads, group, q_len, kv_len] = part.len;
         let row_tiles = (q_len * group).div_ceil(self.choice.tile_rows());
         let tiles = batch * kv_heads * row_tiles * splits;
@@ -359,6 +406,7 @@ impl<'a> Space<'a> {
             left: places(reach.left),
             right: places(reach.right),
             early: places(Some(reach.early)) as u32,
+            partial_start: small(pass.start / 4),
             sequences: op.cu_q.as_ref().map_or(0, |cu| small(dims(cu)[0] - 1)),
             block_q: op
                 .block_mask
@@ -375,7 +423,7 @@ impl<'a> Space<'a> {
         };
         let mut ranges = Vec::new();
         for &(slot, _) in &self.operands {
-            if partial && slot.is_output() {
+            if (partial && slot.is_output()) || (probs && slot == Slot::Lse) {
                 continue;
             }
             let Some(window) = self.window(slot, part) else {
@@ -497,8 +545,8 @@ impl<'a> Space<'a> {
                 _ => {}
             }
         }
-        if partial {
-            ranges.push(self.scratch(part, all_splits));
+        if partial || probs {
+            ranges.push(self.scratch(part, all_splits, pass));
         }
         Ok(Step {
             kernel,
@@ -508,16 +556,16 @@ impl<'a> Space<'a> {
         })
     }
 
-    fn scratch(&self, part: &Part<AXES>, splits: u64) -> Range {
-        let rows: u64 = part.len[..KEY].iter().product();
+    /// All of scratch that a pass reads or writes.
+    fn scratch(&self, part: &Part<AXES>, splits: u64, pass: Pass) -> Range {
         Range {
             slot: Slot::Scratch,
             offset: 0,
-            size: rows * splits * (self.value_dim + 2) * 4,
+            size: pass.start + self.region(&part.len, splits),
         }
     }
 
-    fn merge(&self, part: &Part<AXES>, splits: u64) -> Result<Step> {
+    fn merge(&self, part: &Part<AXES>, splits: u64, pass: Pass) -> Result<Step> {
         let op = self.op;
         let [batch, kv_heads, group, q_len, _] = part.len;
         let elements = batch * kv_heads * group * q_len * self.value_dim;
@@ -532,9 +580,11 @@ impl<'a> Space<'a> {
             minus_infinity: f32::NEG_INFINITY,
             ..attention_merge::Params::default()
         };
-        let mut ranges = vec![self.scratch(part, splits)];
+        params.partial_start = small(pass.start / 4);
+        let mut ranges = vec![self.scratch(part, splits, pass)];
         for slot in [Slot::O, Slot::Lse] {
-            let Some(window) = self.window(slot, part) else {
+            let wanted = !(pass.probs && slot == Slot::Lse);
+            let Some(window) = self.window(slot, part).filter(|_| wanted) else {
                 continue;
             };
             ranges.push(Range {
@@ -557,7 +607,7 @@ impl<'a> Space<'a> {
         let variant = attention_merge::Variant {
             source: attention_merge::Source::Scratch,
             f16: op.o.dtype == DType::F16,
-            lse: op.lse.is_some(),
+            lse: op.lse.is_some() && !pass.probs,
         };
         let workgroups = elements.div_ceil(attention_merge::WORKGROUP.into());
         Ok(Step {

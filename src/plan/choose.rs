@@ -9,6 +9,7 @@ use crate::{
         attention_subgroup, attention_tile,
     },
     ops::{Attention, dims},
+    shader::mods::Mods,
     tensor::DType,
 };
 
@@ -18,6 +19,8 @@ const LEAST_MATRIX_ROWS: u64 = 16;
 const MOST_DECODE_ROWS: u64 = 8;
 /// Vectors of q, all rows of a workgroup, that the decode schedule holds.
 const DECODE_VECTORS: u64 = 256;
+/// Key ranges that a second pass looks at, twice for each of an invocation's rows (at most 8).
+pub(super) const MOST_PROB_RANGES: u64 = 1024;
 /// Bytes of K that a lane of a software device reads before the lanes move on: two pages.
 const STRETCH_BYTES: u64 = 8192;
 
@@ -40,10 +43,13 @@ impl Choice {
         }
     }
 
-    pub(super) fn kernel(self, partial: bool) -> Kernel {
+    /// The kernel of a pass: one that leaves partial results, and one that reads what such a pass has left.
+    pub(super) fn kernel(self, partial: bool, probs: bool) -> Kernel {
         let io = |io: AttentionIo| AttentionIo {
             partial,
-            lse: io.lse && !partial,
+            probs,
+            // The pass that knows the sums writes it.
+            lse: io.lse && !partial && !probs,
             ..io
         };
         match self {
@@ -118,7 +124,13 @@ impl Choice {
         let mut budget = u64::from(budget).checked_sub(1)?;
         if io.lower {
             // Every row of the tile is asked what it sees; in packed sequences by a search.
-            budget = budget.checked_sub(rows * if io.packed { 34 } else { 1 })?;
+            let sequences = op.cu_q.as_ref().map_or(1, |starts| dims(starts)[0]);
+            let search = u64::from(u64::BITS - sequences.leading_zeros());
+            budget = budget.checked_sub(rows * (2 + search))?;
+        }
+        if io.mods.has_prob() {
+            // A second pass first looks at what the ranges of the first have left: see MOST_PROB_RANGES.
+            budget = budget.checked_sub(MOST_PROB_RANGES * 16)?;
         }
         if io.early {
             // A second run, and a step that it does not fill.
@@ -146,7 +158,11 @@ impl Choice {
                         .saturating_mul(run_keys.min(mask.block_kv))
                 };
                 let keys = most(mask.block_kv.div_ceil(step).min(1 << 16)).max(most(1));
-                if keys > step { keys / step * step } else { keys }
+                if keys > step {
+                    keys / step * step
+                } else {
+                    keys
+                }
             }
         };
         (keys > 0).then_some(keys)
@@ -168,7 +184,7 @@ pub(super) fn choose(
         bias: op.bias.as_ref().map(|bias| bias.dtype == DType::F16),
         lse: op.lse.is_some(),
         partial: false,
-        ..terms(op)
+        ..terms(op)?
     };
     let [.., value_dim] = dims(&op.v);
     check_numbers(tuning)?;
@@ -209,13 +225,18 @@ pub(super) fn choose(
             f16: io.f16,
             lse: io.lse,
         };
-        let runs = [
-            candidate.kernel(false),
-            candidate.kernel(true),
+        let probs = io.mods.has_prob();
+        let mut kernels = vec![
+            candidate.kernel(false, probs),
+            candidate.kernel(true, false),
             merge.into(),
-        ]
-        .into_iter()
-        .try_for_each(|kernel| kernel.supports(caps));
+        ];
+        if probs {
+            kernels.push(candidate.kernel(true, true));
+        }
+        let runs = kernels
+            .into_iter()
+            .try_for_each(|kernel| kernel.supports(caps));
         let reason = if forced(schedule) {
             Some("the caller asked for another".to_owned())
         } else if let Err(reason) = runs {
@@ -254,26 +275,28 @@ pub(super) fn choose(
 }
 
 /// What an op adds to plain attention.
-fn terms(op: &Attention) -> AttentionIo {
+fn terms(op: &Attention) -> Result<AttentionIo> {
     let reach = op.reach();
     let head_windows = op.head_windows.is_some();
     let left = reach.left.is_some() || head_windows;
     let early = reach.early > 0 || head_windows || (op.prefix_len.is_some() && left);
     let packed = op.cu_q.is_some();
-    AttentionIo {
+    let mods = Mods::link(&op.mods)?;
+    Ok(AttentionIo {
         kv_len: op.kv_len.is_some(),
         q_len: op.q_len.is_some(),
         prefix: op.prefix_len.is_some(),
         packed,
         head_windows,
         // Rows past q_len see nothing, while those before see more with each row.
-        lower: left || early || packed || op.q_len.is_some(),
+        lower: left || early || packed || op.q_len.is_some() || mods.has_range(),
         early,
         blocks: op.block_mask.is_some(),
         sinks: op.sinks.is_some(),
         softcap: op.softcap.is_some(),
+        mods,
         ..AttentionIo::default()
-    }
+    })
 }
 
 /// The matrix variant; without matrices on the device one that it does not support, which says so.

@@ -99,7 +99,7 @@ fn lines_mean_nothing_to_the_shader_stage() {
     );
     let mods = link(source).expect("links");
     let kernel = format!("{}{}", mods.text(), surroundings());
-    let shader = crate::shader::build(&kernel, &[]).expect("builds");
+    let shader = crate::shader::build(&kernel, &[], "").expect("builds");
     check::module(&shader.wgsl).expect("valid");
     assert_eq!(shader.bindings.len(), 1);
 }
