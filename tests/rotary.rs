@@ -357,6 +357,33 @@ fn slices_of_small_bindings_and_grids() {
     }
 }
 
+/// Where tokens are many, heads share an invocation: the last group may have fewer.
+#[test]
+fn heads_that_share_an_invocation() {
+    for gpu in gpus() {
+        let caps = gpu.engine().caps().clone();
+        let mut few = gpu.clone();
+        *few.engine_mut() = gpu.engine().clone().with_caps(Caps {
+            software: true,
+            ..caps
+        });
+        for (dim, turned) in [(6, 2), (16, 16)] {
+            // Room after the last head, where nothing may be written.
+            let padded = Layout::f32([2, 2100, 11, dim])
+                .with_strides([2100 * 13 * dim, 13 * dim, dim, 1])
+                .transposed(1, 2);
+            let op = plain(DType::F32, [2, 11, 2100, dim], turned).output(padded);
+            let plan = few.engine().plan(&op.clone().into()).expect("plans");
+            let fields = plan.outline().steps[0].kernel.param_fields();
+            let at = fields.iter().position(|(name, _)| *name == "each");
+            let at = at.expect("a parameter") * 4;
+            assert_eq!(plan.outline().steps[0].params[at..at + 4], [6, 0, 0, 0]);
+            check(&few, &op);
+            check(&few, &op.interleaved());
+        }
+    }
+}
+
 /// More workgroups than an axis of the grid holds: it is folded.
 #[test]
 fn more_workgroups_than_a_grid_axis_holds() {
