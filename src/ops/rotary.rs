@@ -337,7 +337,7 @@ fn real(name: &str, layout: &Layout) -> Result<()> {
 /// let (cos, sin) = foveate::rotary_tables(0..4096, 64, 10_000.0)?;
 /// assert_eq!(cos.len(), 4096 * 32);
 /// assert_eq!((cos[32], sin[32]), (1f64.cos() as f32, 1f64.sin() as f32));
-/// # foveate::Result::Ok(())
+/// # Ok::<(), foveate::Error>(())
 /// ```
 pub fn rotary_tables(
     positions: Range<u64>,
