@@ -225,6 +225,7 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "torch_flex" => flex::flex(&mut reader),
         "onnx_softmax" => onnx::softmax(&mut reader, half),
         "onnx_attention" => onnx::attention(&mut reader, half),
+        "onnx_rotary" => onnx::rotary(&mut reader, half),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.
