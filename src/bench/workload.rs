@@ -8,11 +8,16 @@ use std::time::Instant;
 
 use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
-    Attention, Causal, DType, Error, Gpu, Layout, Op, Plan, Result, Rotary, Schedule, Softmax,
-    Tensor, Tuning,
+    Attention, Causal, DType, Error, Gpu, Layout, Mod, Op, Plan, Result, Rotary, Schedule, Softmax,
+    Tensor, Tuning, Window,
     ops::{Args, Slot},
     reference::{self, AttentionInputs, RotaryInputs},
 };
+
+const IDENTITY_MOD: &str =
+    "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
+    return score;
+}";
 
 const SUITE: &str = include_str!("../../benches/shapes.toml");
 
@@ -53,6 +58,24 @@ pub struct AttentionShape {
     /// Causal masking.
     #[serde(default)]
     pub causal: Causal,
+    /// Sliding window.
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// Soft cap on scores.
+    #[serde(default)]
+    pub softcap: Option<f32>,
+    /// A boolean mask of all heads, `[1, 1, q_len, kv_len]`, that hides one key in ten.
+    #[serde(default)]
+    pub mask: bool,
+    /// An additive bias, f32 `[1, q_heads, q_len, kv_len]`.
+    #[serde(default)]
+    pub bias: bool,
+    /// A logit per head in the denominator.
+    #[serde(default)]
+    pub sinks: bool,
+    /// A `score_mod` that returns its argument.
+    #[serde(default)]
+    pub identity_mod: bool,
     /// Storage.
     #[serde(default = "f32")]
     pub dtype: DType,
@@ -134,7 +157,8 @@ pub struct Row {
     pub ceiling_share: f64,
     /// `max |o - reference| / RMS(reference)` against f64.
     pub err: f64,
-    /// The most that `err` may be: 2e-5 (f16 storage: 2e-3), or 1e-6 (1e-3) of the largest element
+    /// The most that `err` may be: 2e-5 (f16 storage: 2e-3; times the square root of `kv_len / 1024` in longer
+    /// attention), or 1e-6 (1e-3) of the largest element
     /// where that is more, as in a softmax of long rows.
     pub err_limit: f64,
     /// Scratch.
@@ -223,13 +247,25 @@ impl Workload {
         match self {
             Self::Attention(a) => {
                 let value_dim = a.value_dim.unwrap_or(a.head_dim);
-                Attention::new(
+                let mut op = Attention::new(
                     Layout::new(a.dtype, [a.batch, a.q_heads, a.q_len, a.head_dim]),
                     Layout::new(a.dtype, [a.batch, a.kv_heads, a.kv_len, a.head_dim]),
                     Layout::new(a.dtype, [a.batch, a.kv_heads, a.kv_len, value_dim]),
                 )
-                .causal(a.causal)
-                .into()
+                .causal(a.causal);
+                op.window = a.window;
+                op.softcap = a.softcap;
+                op.mask = a
+                    .mask
+                    .then(|| Layout::new(DType::Bool, [1, 1, a.q_len, a.kv_len]));
+                op.bias = a
+                    .bias
+                    .then(|| Layout::f32([1, a.q_heads, a.q_len, a.kv_len]));
+                op.sinks = a.sinks.then(|| Layout::f32([a.q_heads]));
+                if a.identity_mod {
+                    op = op.modified(Mod::new(IDENTITY_MOD));
+                }
+                op.into()
             }
             Self::Softmax(s) => {
                 let op = Softmax::new(Layout::new(s.dtype, s.shape.clone()), s.axis);
@@ -334,8 +370,22 @@ impl Workload {
                     Causal::TopLeft => " causal",
                     Causal::BottomRight => " causal (bottom-right)",
                 };
+                let mut terms = String::new();
+                if let Some(window) = a.window {
+                    let side = |keys: Option<u64>| keys.map_or("all".into(), |n| n.to_string());
+                    terms = format!(" window {}+{}", side(window.left), side(window.right));
+                }
+                for (there, word) in [
+                    (a.softcap.is_some(), " softcap"),
+                    (a.mask, " mask"),
+                    (a.bias, " bias"),
+                    (a.sinks, " sinks"),
+                    (a.identity_mod, " score_mod"),
+                ] {
+                    terms.push_str(if there { word } else { "" });
+                }
                 format!(
-                    "attention {} [{}, {heads}, {} x {}, {dims}]{causal}",
+                    "attention {} [{}, {heads}, {} x {}, {dims}]{causal}{terms}",
                     a.dtype, a.batch, a.q_len, a.kv_len
                 )
             }
@@ -365,6 +415,12 @@ impl Workload {
                         *x = half::f16::from_f32(*x).to_f32();
                     }
                 }
+                if layout.dtype == DType::Bool {
+                    // Noise lies evenly between -1 and 1.
+                    for x in &mut data {
+                        *x = f32::from(u8::from(*x > -0.8));
+                    }
+                }
                 data
             })
             .collect()
@@ -378,9 +434,7 @@ impl Workload {
             .map(|data| data.iter().map(|&x| x.into()).collect())
             .collect();
         let values = match (&op, wide.as_slice()) {
-            (Op::Attention(op), [q, k, v]) => {
-                reference::attention(&AttentionInputs::of(op, q, k, v)).o
-            }
+            (Op::Attention(op), [q, k, v, rest @ ..]) => attention(op, [q, k, v], rest),
             (Op::Softmax(op), [x]) => {
                 let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();
                 let scale = op.scale.unwrap_or(1.0).into();
@@ -409,9 +463,15 @@ impl Workload {
             }
             _ => Vec::new(),
         };
+        // Sums of more keys round more often, and what they are measured by shrinks: both grow, by chance,
+        // as the square root.
+        let longer = match &op {
+            Op::Attention(op) => (op.k.shape[2] as f64 / 1024.0).sqrt().max(1.0),
+            _ => 1.0,
+        };
         let (of_rms, of_largest) = match output_of(&op).1.dtype {
             DType::F16 => (2e-3, 1e-3),
-            _ => (2e-5, 1e-6),
+            _ => (2e-5 * longer, 1e-6),
         };
         let squares: f64 = values.iter().map(|x| x * x).sum();
         let rms = (squares / values.len().max(1) as f64).sqrt();
@@ -422,6 +482,29 @@ impl Workload {
             err_limit: (of_largest * largest / rms).max(of_rms),
         }
     }
+}
+
+/// Attention's output, in f64; `rest` are the tensors after q, k and v, in the order of the op.
+fn attention(op: &Attention, [q, k, v]: [&[f64]; 3], rest: &[Vec<f64>]) -> Vec<f64> {
+    let mut rest = rest.iter();
+    let [batch, heads, ..] = crate::ops::dims(&op.q).map(|len| len as usize);
+    // A workload's mask and bias serve all batch entries, and the mask all heads.
+    let mask: Option<Vec<bool>> = op.mask.as_ref().and_then(|_| {
+        let one: Vec<bool> = rest.next()?.iter().map(|&x| x != 0.0).collect();
+        Some(one.repeat(batch * heads))
+    });
+    let bias = op
+        .bias
+        .as_ref()
+        .and_then(|_| Some(rest.next()?.repeat(batch)));
+    let sinks = op.sinks.as_ref().and_then(|_| rest.next());
+    reference::attention(&AttentionInputs {
+        mask: mask.as_deref(),
+        bias: bias.as_deref(),
+        sinks: sinks.map(Vec::as_slice),
+        ..AttentionInputs::of(op, q, k, v)
+    })
+    .o
 }
 
 /// The right result of a workload.
@@ -469,7 +552,14 @@ impl Tensors {
         let inputs = inputs_of(op)
             .zip(inputs)
             .map(|((slot, layout), data)| {
-                let tensor = gpu.upload_as(layout.dtype, data, layout.shape.clone())?;
+                let shape = layout.shape.clone();
+                let tensor = match layout.dtype {
+                    DType::Bool => {
+                        let visible: Vec<bool> = data.iter().map(|&x| x != 0.0).collect();
+                        gpu.upload_bool(&visible, shape)?
+                    }
+                    dtype => gpu.upload_as(dtype, data, shape)?,
+                };
                 Ok((slot, tensor))
             })
             .collect::<Result<Vec<_>>>()?;
