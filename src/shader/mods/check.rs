@@ -329,6 +329,10 @@ fn check_size(text: &str, tokens: &[Token]) -> Result<(), Fault> {
         };
         match token.kind {
             Kind::Symbol(b'(' | b'[' | b'{') => {
+                // What is indexed or called in a chain nests as well.
+                if let Some(count) = operators.last_mut() {
+                    *count += 1;
+                }
                 operators.push(0);
                 if operators.len() > MAX_DEPTH {
                     return too(&format!("more than {MAX_DEPTH} open brackets"));
@@ -360,14 +364,14 @@ fn check_size(text: &str, tokens: &[Token]) -> Result<(), Fault> {
             Kind::Symbol(_) => {
                 if let Some(count) = operators.last_mut() {
                     *count += 1;
-                    if *count > MAX_OPERATORS {
-                        return too(&format!(
-                            "more than {MAX_OPERATORS} operators in one expression"
-                        ));
-                    }
                 }
             }
             _ => {}
+        }
+        if operators.last().is_some_and(|count| *count > MAX_OPERATORS) {
+            return too(&format!(
+                "more than {MAX_OPERATORS} operators in one expression"
+            ));
         }
     }
     Ok(())

@@ -328,6 +328,18 @@ fn what_is_no_plain_function_is_refused() {
         (after("fn naïve() {}"), "outside of a comment"),
         (after("\0"), "outside of a comment"),
         (
+            body(&format!("return score{};", ".x".repeat(300))),
+            "operators",
+        ),
+        (
+            body(&format!("return score{};", "[0]".repeat(300))),
+            "operators",
+        ),
+        (
+            body(&format!("return {}score;", "- ".repeat(300))),
+            "operators",
+        ),
+        (
             body(&format!("return score{};", " + 1.0".repeat(300))),
             "operators",
         ),
