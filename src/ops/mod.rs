@@ -3,6 +3,7 @@
 mod attention;
 mod merge;
 mod modification;
+pub mod presets;
 mod rotary;
 mod softmax;
 

@@ -2,6 +2,7 @@
 
 mod attention;
 mod merge;
+pub mod presets;
 mod rotary;
 mod softmax;
 
