@@ -83,6 +83,7 @@
 //! | module or type | what it is |
 //! |---|---|
 //! | [`ops`]: [`Attention`], [`Merge`], [`Softmax`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
 //! | [`plan`]: [`plan::Outline`], [`Schedule`], [`Tuning`] | op + caps to dispatches, with reasons, without touching a device |
@@ -124,6 +125,7 @@ pub use call::Call;
 pub use caps::Caps;
 pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
+pub use ops::presets;
 pub use ops::{
     Attention, AttentionArgs, BlockMask, Causal, Corner, Merge, MergeArgs, Mod, ModBuffer, Op,
     Softmax, SoftmaxArgs, Window,

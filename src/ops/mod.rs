@@ -3,6 +3,7 @@
 mod attention;
 mod merge;
 mod modification;
+pub mod presets;
 mod softmax;
 
 pub(crate) use attention::dims;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod merge;
+pub mod presets;
 mod softmax;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
