@@ -9,7 +9,7 @@ use std::{
 
 use foveate::{
     Causal,
-    reference::{self, AttentionInputs},
+    reference::{self, AttentionInputs, RotaryInputs},
 };
 use half::{bf16, f16};
 use npyz::WriterBuilder;
@@ -366,6 +366,65 @@ fn softmax_of_both_formats() {
         .succeeded();
     let (_, z) = folder.read_npy::<f32>("z.npy");
     assert_close(&z, &reference::softmax(&x, &shape, 0, 2.0, false), 1e-5);
+}
+
+/// `[batch, seq, heads, dim]` and positions in files; the op in words and in JSON.
+#[test]
+fn rotary_of_files() {
+    let folder = Folder::new("rotary");
+    let [batch, seq, heads, dim] = [2usize, 5, 3, 16];
+    let shape = [batch, seq, heads, dim];
+    let x = wave(shape.iter().product(), 0.9);
+    let (cos, sin) = foveate::rotary_tables(0..20, 8, 10_000.0).expect("tables");
+    let positions = [3i64, 0, 19, 7, 7, 1, 2, 3, 4, 5];
+    folder.write_npy("x.npy", &shape.map(|len| len as u64), &x);
+    folder.write_npy("cos.npy", &[20, 4], &cos);
+    folder.write_npy("sin.npy", &[20, 4], &sin);
+    folder.write_npy("positions.npy", &[2, 5], &positions);
+    let (x, cos, sin) = (wide(&exchange(&x, shape)), wide(&cos), wide(&sin));
+    let check = |file: &str, interleaved, rows: &[usize]| {
+        let (out_shape, y) = folder.read_npy::<f32>(file);
+        assert_eq!(out_shape, shape.map(|len| len as u64));
+        let want = reference::rotary(&RotaryInputs {
+            batch,
+            heads,
+            seq,
+            head_dim: dim,
+            rotary_dim: 8,
+            interleaved,
+            inverse: false,
+            x: &x,
+            cos: &cos,
+            sin: &sin,
+            rows,
+        });
+        assert_close(&exchange(&y, shape), &want, 1e-5);
+    };
+
+    let named = "run rotary --layout bshd --rotary-dim 8 --in x.npy cos.npy sin.npy";
+    folder
+        .foveate(&format!("{named} --offset 15 --interleaved --out y.npy"))
+        .succeeded();
+    let counted: Vec<usize> = (0..2).flat_map(|_| 15..20).collect();
+    check("y.npy", true, &counted);
+
+    let op = r#"{"rotary": {"layout": "bshd", "rotary_dim": 8}}"#;
+    let files = ["x.npy", "cos.npy", "sin.npy", "positions.npy"];
+    let mut words = vec!["run", "--op", op, "--out", "z.npy", "--in"];
+    words.extend(files);
+    folder.foveate_args(&words).succeeded();
+    check("z.npy", false, &positions.map(|position| position as usize));
+
+    folder
+        .foveate(&format!("{named} --offset 16 --out w.npy"))
+        .failed(2, &["cos", "20 positions", "the last token is at 20"]);
+    folder
+        .foveate("run rotary --in x.npy cos.npy --out w.npy")
+        .failed(2, &["sin", "--tensor sin=FILE"]);
+    folder.write_npy("positions.npy", &[1, 5], &[0i64, 1, -1, 2, 3]);
+    folder
+        .foveate(&format!("{named} positions.npy --out w.npy"))
+        .failed(2, &["positions", "-1", "4294967295"]);
 }
 
 #[test]

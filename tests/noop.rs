@@ -4,8 +4,8 @@
 mod small;
 
 use foveate::{
-    Attention, AttentionArgs, Causal, DType, Layout, Merge, Op, Schedule, Softmax, SoftmaxArgs,
-    Tuning, View,
+    Attention, AttentionArgs, Causal, DType, Layout, Merge, Op, Rotary, Schedule, Softmax,
+    SoftmaxArgs, Tuning, View,
     ops::{Args, Slot},
 };
 use small::App;
@@ -81,6 +81,17 @@ fn ops_go_all_the_way() {
 
     let merge = Merge::new(Layout::f32([5, 2, 3, 7, 12]), Layout::f32([5, 2, 3, 7]));
     assert_eq!(run(&app, &merge.with_lse().into(), &small), 1);
+
+    let rotary = rotary([2, 3, 7, 12]);
+    assert_eq!(run(&app, &rotary.clone().in_place().into(), &small), 1);
+    let positions = Layout::new(DType::U32, [2, 7]);
+    assert_eq!(run(&app, &rotary.positions(positions).into(), &small), 1);
+}
+
+/// With a table of 1000 positions.
+fn rotary(shape: [u64; 4]) -> Rotary {
+    let table = Layout::f32([1000, shape[3] / 2]);
+    Rotary::new(Layout::f32(shape), table.clone(), table)
 }
 
 #[test]
@@ -106,6 +117,9 @@ fn slices_bind_within_the_buffers() {
     let parts = parts.transposed(2, 3).transposed(1, 2).transposed(0, 1);
     let op = Merge::new(parts, Layout::f32([3, 1, 2, 1000]));
     let steps = run(&app, &op.with_lse().into(), &Tuning::default());
+    assert!(steps > 4, "{steps} steps");
+    let op = rotary([1, 4, 900, 64]).offset(100);
+    let steps = run(&app, &op.into(), &Tuning::default());
     assert!(steps > 4, "{steps} steps");
 }
 

@@ -10,11 +10,11 @@ use std::{
 };
 
 use foveate::{
-    Attention, Caps, Causal, DType, Layout, Merge, Op, Schedule, Softmax, Tuning,
+    Attention, Caps, Causal, DType, Layout, Merge, Op, Rotary, Schedule, Softmax, Tuning,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_matrix, attention_merge, attention_tile, ceiling_fma,
-        ceiling_matrix, ceiling_stream, ceiling_workgroup, loop_count,
+        ceiling_matrix, ceiling_stream, ceiling_workgroup, loop_count, rotary,
     },
     plan::Outline,
 };
@@ -237,6 +237,25 @@ fn merge_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn rotary_ops(into: &mut BTreeSet<Kernel>) {
+    for bits in 0..64 {
+        let head_dim = if bits & 1 != 0 { 16 } else { 6 };
+        let table = Layout::new(float(bits & 2 != 0), [9, head_dim / 2]);
+        let x = Layout::new(float(bits & 4 != 0), [2, 3, 5, head_dim]);
+        let mut op = Rotary::new(x, table.clone(), table);
+        if bits & 8 != 0 {
+            op = op.positions(Layout::new(DType::U32, [2, 5]));
+        }
+        if bits & 16 != 0 {
+            op = op.interleaved();
+        }
+        if bits & 32 != 0 {
+            op = op.in_place();
+        }
+        plan(op, &caps(8), &Tuning::default(), into);
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     attention_inputs(&mut set);
@@ -244,6 +263,7 @@ fn kernels() -> Vec<Kernel> {
     attention_matrices(&mut set);
     softmax_ops(&mut set);
     merge_ops(&mut set);
+    rotary_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -479,6 +499,10 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("LANES", module.constant("LANES"), variant.lanes)?;
             eq("HELD", module.constant("HELD"), variant.held)?;
             (variant.workgroup, variant.workgroup_bytes())
+        }
+        Kernel::Rotary(variant) => {
+            eq("WIDTH", module.constant("WIDTH"), variant.width())?;
+            (rotary::WORKGROUP, 0)
         }
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
-    Attention, AttentionArgs, Causal, DType, Error, Gpu, Layout, MergeArgs, Op, Plan, Result,
-    Schedule, Softmax, SoftmaxArgs, Tensor, Tuning,
-    ops::Args,
-    reference::{self, AttentionInputs},
+    Attention, Causal, DType, Error, Gpu, Layout, Op, Plan, Result, Rotary, Schedule, Softmax,
+    Tensor, Tuning,
+    ops::{Args, Slot},
+    reference::{self, AttentionInputs, RotaryInputs},
 };
 
 const SUITE: &str = include_str!("../../benches/shapes.toml");
@@ -24,6 +24,8 @@ pub enum Workload {
     Attention(AttentionShape),
     /// Row softmax.
     Softmax(SoftmaxShape),
+    /// Rotary position embedding.
+    Rotary(RotaryShape),
 }
 
 /// Attention on contiguous tensors.
@@ -70,6 +72,25 @@ pub struct SoftmaxShape {
     #[serde(default)]
     pub log: bool,
     /// Storage.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
+/// Rotary position embedding of a contiguous tensor, positions from 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotaryShape {
+    /// What the row is called.
+    pub name: String,
+    /// Batch entries, heads, tokens and channels.
+    pub shape: [u64; 4],
+    /// Channels that are turned; all when absent.
+    #[serde(default)]
+    pub rotary_dim: Option<u64>,
+    /// Whether neighbours are pairs.
+    #[serde(default)]
+    pub interleaved: bool,
+    /// Storage; tables are f32.
     #[serde(default = "f32")]
     pub dtype: DType,
 }
@@ -193,6 +214,7 @@ impl Workload {
         match self {
             Self::Attention(shape) => &shape.name,
             Self::Softmax(shape) => &shape.name,
+            Self::Rotary(shape) => &shape.name,
         }
     }
 
@@ -212,6 +234,15 @@ impl Workload {
             Self::Softmax(s) => {
                 let op = Softmax::new(Layout::new(s.dtype, s.shape.clone()), s.axis);
                 if s.log { op.log().into() } else { op.into() }
+            }
+            Self::Rotary(r) => {
+                let [_, _, tokens, channels] = r.shape;
+                let rotary_dim = r.rotary_dim.unwrap_or(channels);
+                let table = Layout::f32([tokens, rotary_dim / 2]);
+                let x = Layout::new(r.dtype, r.shape);
+                let mut op = Rotary::new(x, table.clone(), table).rotary_dim(rotary_dim);
+                op.interleaved = r.interleaved;
+                op.into()
             }
         }
     }
@@ -312,15 +343,21 @@ impl Workload {
                 let log = if s.log { "log_" } else { "" };
                 format!("{log}softmax {} {:?} axis {}", s.dtype, s.shape, s.axis)
             }
+            Self::Rotary(r) => {
+                let of = r
+                    .rotary_dim
+                    .map_or(String::new(), |dim| format!(" of {dim}"));
+                let pairs = if r.interleaved { " interleaved" } else { "" };
+                format!("rotary {} {:?}{of}{pairs}", r.dtype, r.shape)
+            }
         }
     }
 
     /// The input tensors, in the order of the op: noise, rounded to what the storage holds.
     pub fn inputs(&self, seed: u64) -> Vec<Vec<f32>> {
-        input_layouts(&self.op())
-            .into_iter()
+        inputs_of(&self.op())
             .enumerate()
-            .map(|(place, layout)| {
+            .map(|(place, (_, layout))| {
                 let seed = seed * 16 + place as u64;
                 let mut data = reference::noise(seed, layout.elements() as usize);
                 if layout.dtype == DType::F16 {
@@ -353,9 +390,26 @@ impl Workload {
                 let parts = op.o_parts.shape.first().copied().unwrap_or(1);
                 reference::merge(o_parts, lse_parts, parts as usize).o
             }
+            (Op::Rotary(op), [x, cos, sin]) => {
+                let [batch, heads, seq, head_dim] = crate::ops::dims(&op.x).map(|n| n as usize);
+                let rows: Vec<usize> = (0..batch).flat_map(|_| 0..seq).collect();
+                reference::rotary(&RotaryInputs {
+                    batch,
+                    heads,
+                    seq,
+                    head_dim,
+                    rotary_dim: op.rotary_dim as usize,
+                    interleaved: op.interleaved,
+                    inverse: op.inverse,
+                    x,
+                    cos,
+                    sin,
+                    rows: &rows,
+                })
+            }
             _ => Vec::new(),
         };
-        let (of_rms, of_largest) = match output_layout(&op).dtype {
+        let (of_rms, of_largest) = match output_of(&op).1.dtype {
             DType::F16 => (2e-3, 1e-3),
             _ => (2e-5, 1e-6),
         };
@@ -379,19 +433,19 @@ pub struct Expected {
     pub err_limit: f64,
 }
 
-fn input_layouts(op: &Op) -> Vec<&Layout> {
-    match op {
-        Op::Attention(op) => vec![&op.q, &op.k, &op.v],
-        Op::Softmax(op) => vec![&op.x],
-        Op::Merge(op) => vec![&op.o_parts, &op.lse_parts],
-    }
+/// The tensors that an op reads.
+fn inputs_of(op: &Op) -> impl Iterator<Item = (Slot, &Layout)> {
+    let tensors = op.tensors().into_iter();
+    tensors.filter(|(slot, _)| !slot.is_output())
 }
 
-fn output_layout(op: &Op) -> &Layout {
+/// The tensor that counts of those that it writes.
+fn output_of(op: &Op) -> (Slot, &Layout) {
     match op {
-        Op::Attention(op) => &op.o,
-        Op::Softmax(op) => &op.y,
-        Op::Merge(op) => &op.o,
+        Op::Attention(op) => (Slot::O, &op.o),
+        Op::Softmax(op) => (Slot::Y, &op.y),
+        Op::Merge(op) => (Slot::O, &op.o),
+        Op::Rotary(op) => (Slot::Y, &op.y),
     }
 }
 
@@ -402,8 +456,8 @@ const MOST_SETS: usize = 8;
 /// The tensors of one call: inputs by their place in the op, and the output.
 #[derive(Debug)]
 pub struct Tensors {
-    inputs: Vec<Tensor>,
-    output: Tensor,
+    inputs: Vec<(Slot, Tensor)>,
+    output: (Slot, Tensor),
 }
 
 impl Tensors {
@@ -412,14 +466,17 @@ impl Tensors {
     /// # Errors
     /// As [`Gpu::upload_as`].
     pub fn upload(gpu: &Gpu, op: &Op, inputs: &[Vec<f32>]) -> Result<Self> {
-        let inputs = input_layouts(op)
-            .into_iter()
+        let inputs = inputs_of(op)
             .zip(inputs)
-            .map(|(layout, data)| gpu.upload_as(layout.dtype, data, layout.shape.clone()))
+            .map(|((slot, layout), data)| {
+                let tensor = gpu.upload_as(layout.dtype, data, layout.shape.clone())?;
+                Ok((slot, tensor))
+            })
             .collect::<Result<Vec<_>>>()?;
+        let (slot, layout) = output_of(op);
         Ok(Self {
             inputs,
-            output: gpu.allocate(output_layout(op).clone())?,
+            output: (slot, gpu.allocate(layout.clone())?),
         })
     }
 
@@ -428,22 +485,13 @@ impl Tensors {
     /// # Errors
     /// As [`Plan::bind`].
     pub fn bind(&self, plan: &Plan) -> Result<crate::Call> {
-        let views: Vec<_> = self.inputs.iter().map(Tensor::view).collect();
-        let out = self.output.view();
-        let args: Args<'_> = match views.as_slice() {
-            [q, k, v] => AttentionArgs::new(q.clone(), k.clone(), v.clone(), out).into(),
-            [o_parts, lse_parts] => MergeArgs::new(o_parts.clone(), lse_parts.clone(), out).into(),
-            views => SoftmaxArgs {
-                x: views.first().cloned(),
-                y: out,
-            }
-            .into(),
-        };
+        let all = self.inputs.iter().chain([&self.output]);
+        let args = Args(all.map(|(slot, tensor)| (*slot, tensor.view())).collect());
         plan.bind(args)
     }
 
     /// The output.
     pub fn output(&self) -> &Tensor {
-        &self.output
+        &self.output.1
     }
 }

@@ -25,7 +25,7 @@ use super::{
     tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
 };
 use crate::{
-    Attention, Causal, DType, Error, Layout, Op, Result, Schedule, Softmax, Tuning, bench,
+    Attention, Causal, DType, Error, Layout, Op, Result, Rotary, Schedule, Softmax, Tuning, bench,
     ops::{Args as OpArgs, Slot},
 };
 
@@ -36,6 +36,7 @@ Examples:
   foveate run attention --tensor q=a.npy --tensor k=kv.safetensors:keys \\
       --tensor v=kv.safetensors:values --out o.npy
   foveate run softmax --in x.npy --out y.npy --axis 1 --log
+  foveate run rotary --in x.npy cos.npy sin.npy --out y.npy --layout bshd --offset 512
   foveate run --op '{\"attention\": {\"causal\": \"bottom_right\", \"scale\": 0.125}}' \\
       --in qkv.safetensors --out o.safetensors
   foveate run --op op.json --in x.npy --out y.npy
@@ -43,7 +44,9 @@ Examples:
 The fields of an op in JSON are the flags of the command of its name:
   {\"attention\": {\"causal\": \"none\" | \"top_left\" | \"bottom_right\", \"scale\": number,
                  \"lse\": bool, \"layout\": \"bhsd\" | \"bshd\"}}
-  {\"softmax\": {\"axis\": number, \"log\": bool, \"scale\": number}}";
+  {\"softmax\": {\"axis\": number, \"log\": bool, \"scale\": number}}
+  {\"rotary\": {\"rotary_dim\": number, \"interleaved\": bool, \"inverse\": bool, \"offset\": number,
+              \"layout\": \"bhsd\" | \"bshd\"}}";
 
 /// Arguments of `foveate run`.
 #[derive(Debug, clap::Args)]
@@ -84,6 +87,17 @@ enum Named {
         #[command(flatten)]
         job: Job,
     },
+    /// Rotary position embedding
+    ///
+    /// Takes the tensors x, [batch, heads, seq, dim], cos and sin, [positions, rotary dim / 2] or
+    /// [batch or 1, seq, rotary dim / 2], and where it is given: positions (whole numbers, [batch or 1,
+    /// seq]). Writes y.
+    Rotary {
+        #[command(flatten)]
+        settings: RotarySettings,
+        #[command(flatten)]
+        job: Job,
+    },
 }
 
 /// An op without its shapes, which come from the tensors.
@@ -92,6 +106,7 @@ enum Named {
 enum Settings {
     Attention(AttentionSettings),
     Softmax(SoftmaxSettings),
+    Rotary(RotarySettings),
 }
 
 #[derive(Debug, Clone, Default, Deserialize, clap::Args)]
@@ -134,6 +149,26 @@ impl Default for SoftmaxSettings {
             scale: None,
         }
     }
+}
+
+#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+struct RotarySettings {
+    /// Channels that are turned, an even number; those past them are copied. Default: all.
+    #[arg(long)]
+    rotary_dim: Option<u64>,
+    /// Take neighbouring channels as pairs, instead of the two halves.
+    #[arg(long)]
+    interleaved: bool,
+    /// Turn back.
+    #[arg(long)]
+    inverse: bool,
+    /// Position of the first token, without a tensor of positions.
+    #[arg(long, default_value_t = 0)]
+    offset: u64,
+    /// Order of the axes of x and y.
+    #[arg(long, value_enum, default_value_t)]
+    layout: AxisOrder,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
@@ -331,6 +366,9 @@ impl Named {
                 Planning::default(),
                 job,
             ),
+            Self::Rotary { settings, job } => {
+                (Settings::Rotary(settings.clone()), Planning::default(), job)
+            }
         };
         Request {
             settings,
@@ -420,6 +458,12 @@ impl Settings {
                 (Slot::KvLen, false),
             ],
             Self::Softmax(_) => &[(Slot::X, true)],
+            Self::Rotary(_) => &[
+                (Slot::X, true),
+                (Slot::Cos, true),
+                (Slot::Sin, true),
+                (Slot::Positions, false),
+            ],
         }
     }
 
@@ -427,7 +471,7 @@ impl Settings {
         match self {
             Self::Attention(AttentionSettings { lse: true, .. }) => &["o", "lse"],
             Self::Attention(_) => &["o"],
-            Self::Softmax(_) => &["y"],
+            Self::Softmax(_) | Self::Rotary(_) => &["y"],
         }
     }
 
@@ -435,6 +479,7 @@ impl Settings {
     fn in_file(&self, slot: Slot, layout: Layout) -> Layout {
         match self {
             Self::Attention(settings) if slot == Slot::O => settings.layout.exchange(layout),
+            Self::Rotary(settings) => settings.layout.exchange(layout),
             _ => layout,
         }
     }
@@ -543,6 +588,19 @@ impl Settings {
                 op.log = settings.log;
                 op.scale = settings.scale;
                 Ok(op.into())
+            }
+            Self::Rotary(settings) => {
+                let x = settings.layout.exchange(given(Slot::X)?);
+                let mut op = Rotary::new(x.clone(), given(Slot::Cos)?, given(Slot::Sin)?);
+                // As it lies in its file.
+                op = op.output(x);
+                if let Some(rotary_dim) = settings.rotary_dim {
+                    op = op.rotary_dim(rotary_dim);
+                }
+                op.interleaved = settings.interleaved;
+                op.inverse = settings.inverse;
+                op.positions = layout(Slot::Positions)?;
+                Ok(op.offset(settings.offset).into())
             }
             Self::Attention(settings) => {
                 let seen = |layout| settings.layout.exchange(layout);

@@ -5,7 +5,7 @@ use super::{
     case::Values,
     problem::{AttentionProblem, Problem, Reader},
 };
-use crate::{Causal, DType, Layout, Mod, Window, ops::dims};
+use crate::{Causal, Corner, DType, Layout, Mod, Window, ops::dims, presets};
 
 /// `o = softmax(score_mod(scale q k^T), where mask_mod holds) v`.
 pub(super) fn flex(reader: &mut Reader<'_>) -> Result<Problem, String> {
@@ -22,7 +22,7 @@ pub(super) fn flex(reader: &mut Reader<'_>) -> Result<Problem, String> {
 
 /// Adds what a case's name, without size and gradient, says. Returns whether keys are hidden.
 fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<bool, String> {
-    let [batch, heads, _, _] = dims(&problem.op.q);
+    let batch = dims(&problem.op.q)[0];
     let name = definition(&reader.case.name);
     let causal = |problem: &mut AttentionProblem| problem.op.causal = Causal::TopLeft;
     match name.as_str() {
@@ -40,13 +40,11 @@ fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<boo
             causal(problem);
             alibi(reader, problem)?;
             let doc = reader.input("extra.doc")?;
-            let same = Mod::new(
-                "fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {
-                    return doc(q_index) == doc(kv_index);
-                }",
-            );
-            let layout = Layout::new(DType::U32, doc.shape.clone());
-            problem.modified(same.buffer("doc", layout), vec![doc.values.clone()]);
+            let ids = Layout::new(DType::U32, [1, doc.values.len()]);
+            problem.preset(
+                presets::documents(ids.clone(), ids),
+                vec![doc.values.clone(); 2],
+            )?;
         }
         "prefix_lm" => {
             causal(problem);
@@ -87,18 +85,9 @@ fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<boo
         "window_dilated_causal" => {
             let (window, dilation) = (reader.count("window")?, reader.count("dilation")?);
             causal(problem);
-            problem.op.window = Some(Window {
-                left: Some(window as u64 - 1),
-                ..Window::default()
-            });
-            problem.modified(
-                Mod::new(format!(
-                    "fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {{
-                        return q_index % {dilation}u == kv_index % {dilation}u;
-                    }}"
-                )),
-                Vec::new(),
-            );
+            let left = (window as u64 - 1) / dilation as u64;
+            let change = presets::dilated_window(left, 0, dilation as u64, Corner::TopLeft);
+            problem.preset(change, Vec::new())?;
         }
         "streaming_sink_win" => {
             causal(problem);
@@ -108,20 +97,12 @@ fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<boo
                 ..Window::default()
             });
         }
+        // What is at most `radius` away along both axes: the halo of a block of one pixel.
         "neighborhood" => {
-            let (width, radius) = (reader.count("width")?, reader.size("radius")?);
-            problem.modified(
-                Mod::new(format!(
-                    "fn near(a: u32, b: u32) -> bool {{
-                        return max(a, b) - min(a, b) <= {radius}u;
-                    }}
-                    fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {{
-                        return near(q_index / {width}u, kv_index / {width}u)
-                            && near(q_index % {width}u, kv_index % {width}u);
-                    }}"
-                )),
-                Vec::new(),
-            );
+            let width = reader.count("width")? as u64;
+            let image = [reader.count("height")? as u64, width];
+            let change = presets::halo_blocks(image, 1, reader.size("radius")?);
+            problem.preset(change, Vec::new())?;
         }
         "relative_distance" => {
             problem.modified(
@@ -136,21 +117,13 @@ fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<boo
         }
         "relbias_table" => {
             let table = reader.input("extra.bias")?;
-            // Distances from -(n-1) to n-1, one row per head.
-            let &[rows, row] = table.shape.as_slice() else {
-                return Err("extra.bias has not two axes".into());
-            };
-            if rows != heads {
-                return Err(format!("extra.bias has {rows} rows for {heads} heads"));
-            }
-            let change = Mod::new(format!(
-                "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {{
-                    return score + table(head * {row}u + q_index + {}u - kv_index);
-                }}",
-                row / 2
-            ));
-            let layout = Layout::f32(table.shape.clone());
-            problem.modified(change.buffer("table", layout), vec![table.values.clone()]);
+            // A row per head, of distances from key to query; the preset has those from query to key.
+            let row = table.shape.last().map_or(1, |&row| row.max(1) as usize);
+            let rows = table.reals()?.chunks_exact(row);
+            let turned = rows.flat_map(|row| row.iter().rev().copied()).collect();
+            let change =
+                presets::relative_positions(Layout::f32(table.shape.clone()), Corner::TopLeft);
+            problem.preset(change, vec![Values::Real(turned)])?;
             return Ok(false);
         }
         "softcap" | "softcap_causal" => {
@@ -169,14 +142,9 @@ fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<boo
 /// `slope[h] * (j - i)`.
 fn alibi(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<(), String> {
     let slopes = reader.input("extra.slopes")?.reals()?.to_vec();
-    let change = Mod::new(
-        "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
-            return score + slopes(head) * (f32(kv_index) - f32(q_index));
-        }",
-    );
     let layout = Layout::f32([slopes.len() as u64]);
-    problem.modified(change.buffer("slopes", layout), vec![Values::Real(slopes)]);
-    Ok(())
+    let change = presets::alibi(layout, Corner::TopLeft);
+    problem.preset(change, vec![Values::Real(slopes)])
 }
 
 /// A number as tensors of counts hold it.

@@ -6,7 +6,7 @@ use super::{
     problem::{AttentionProblem, Problem, Reader},
     streaming::window,
 };
-use crate::{Causal, DType, Layout, Mod, ops::dims};
+use crate::{Causal, DType, Layout, ops::dims, presets};
 
 /// `softmax(scale q k^T + G_i - G_j, causal) v`, where `G` sums up the gates.
 pub(super) fn forgetting(reader: &mut Reader<'_>) -> Result<Problem, String> {
@@ -50,13 +50,6 @@ fn forget(problem: &mut AttentionProblem, gates: &Array) -> Result<(), String> {
             sum as f32
         }));
     }
-    let change = Mod::new(format!(
-        "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {{
-            let row = (batch * {heads}u + head) * {len}u;
-            return score + gate_sums(row + q_index) - gate_sums(row + kv_index);
-        }}"
-    ));
-    let layout = Layout::f32(gates.shape.clone());
-    problem.modified(change.buffer("gate_sums", layout), vec![Values::Real(sums)]);
-    Ok(())
+    let change = presets::forgetting_gates(Layout::f32(gates.shape.clone()));
+    problem.preset(change, vec![Values::Real(sums)])
 }

@@ -5,7 +5,7 @@ use super::{
     linear::{columns, linear, permuted},
     problem::{Input, Operand, Problem, Reader},
 };
-use crate::{DType, Layout, Mod, ops::Slot};
+use crate::{DType, Layout, Mod, ops::Slot, presets};
 
 /// Linear layers on the host, among them the products of queries and the vectors of relative rows and columns;
 /// visibility, and which product belongs to a pair, in the op. Padding is never a key.
@@ -48,21 +48,22 @@ pub(super) fn halo(reader: &mut Reader<'_>) -> Result<Problem, String> {
         operand(columns(&kv, 2 * inner, inner, inner)),
     )?;
     problem.output_heads_inside();
+    let image = [height, width].map(|len| len as u64);
+    problem.preset(
+        presets::halo_blocks(image, block as u64, halo as u64),
+        Vec::new(),
+    )?;
     let change = Mod::new(format!(
-        "fn from_block(at: u32, key: u32) -> i32 {{
-            // How far the key is into the block of `at` and its halo.
-            return i32(key + {halo}u) - i32(at / {block}u * {block}u);
-        }}
-        fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {{
-            let row = from_block(q_index / {width}u, kv_index / {width}u);
-            let column = from_block(q_index % {width}u, kv_index % {width}u);
-            return row >= 0 && row < {window} && column >= 0 && column < {window};
+        "// How far a key is from the first key that the query's block sees, less how far the query is from the
+        // first of its block.
+        fn from_window(query: u32, key: u32) -> i32 {{
+            return i32(key + {halo}u) - i32(query);
         }}
         fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {{
-            let row = from_block(q_index / {width}u, kv_index / {width}u) - i32(q_index / {width}u % {block}u);
-            let column = from_block(q_index % {width}u, kv_index % {width}u) - i32(q_index % {width}u % {block}u);
-            let products = ((batch * {pixels}u + q_index) * {heads}u + head) * {distances}u + {window}u - 1u;
-            return score + by_row(u32(i32(products) + row)) + by_column(u32(i32(products) + column));
+            let last = (({pixels}u * batch + q_index) * {heads}u + head) * {distances}u + {window}u - 1u;
+            let row = i32(last) + from_window(q_index / {width}u, kv_index / {width}u);
+            let column = i32(last) + from_window(q_index % {width}u, kv_index % {width}u);
+            return score + by_row(u32(row)) + by_column(u32(column));
         }}"
     ));
     let layout = Layout::f32([batch, pixels, heads, distances].map(|len| len as u64));

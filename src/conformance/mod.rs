@@ -5,6 +5,7 @@
 //! the case's definition and its inputs; [`run`] computes it on a device and compares.
 
 mod case;
+mod coca;
 mod compare;
 mod davit;
 mod flex;

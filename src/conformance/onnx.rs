@@ -1,4 +1,4 @@
-//! The operators Softmax, LogSoftmax, Attention and FlexAttention of ONNX.
+//! The operators Softmax, LogSoftmax, Attention, FlexAttention and RotaryEmbedding of ONNX.
 
 use safetensors::Dtype;
 use serde_json::Value;
@@ -9,7 +9,7 @@ use super::{
     problem::{Input, Operand, Problem, Reader, made},
 };
 use crate::{
-    Attention, Causal, Corner, DType, Layout, Mod, Softmax, Window,
+    Attention, Causal, Corner, DType, Layout, Mod, Rotary, Softmax, Window,
     ops::{Slot, dims},
 };
 
@@ -74,6 +74,54 @@ pub(super) fn softmax(reader: &mut Reader<'_>, half: DType) -> Result<Problem, S
         .input(Slot::X, x.values.clone())
         .expect(Slot::Y, &output(reader, 0)?);
     problem.storage = Some(x.dtype);
+    Ok(problem)
+}
+
+/// RotaryEmbedding: inputs X, cos_cache, sin_cache, position_ids.
+pub(super) fn rotary(reader: &mut Reader<'_>, half: DType) -> Result<Problem, String> {
+    let case = reader.case;
+    let mut interleaved = false;
+    let mut heads = None;
+    let mut rotary_dim = None;
+    let Some(attributes) = case.params["attributes"].as_object() else {
+        return Err("params has no attributes".into());
+    };
+    for (name, value) in attributes {
+        match (name.as_str(), value.as_u64()) {
+            ("interleaved", Some(number @ (0 | 1))) => interleaved = number == 1,
+            ("num_heads", Some(number)) => heads = Some(number),
+            // 0: all channels.
+            ("rotary_embedding_dim", Some(number)) => {
+                rotary_dim = Some(number).filter(|&number| number != 0);
+            }
+            _ => return Err(format!("no op has {name} = {value}")),
+        }
+    }
+    let array = required(reader, 0)?;
+    let x = operand(array, heads, half)?;
+    let (cos, sin) = (required(reader, 1)?, required(reader, 2)?);
+    let table = |array: &Array| -> Result<Layout, String> {
+        Ok(Layout::new(storage(array, half)?, array.shape.clone()))
+    };
+    let mut op = Rotary::new(x.layout.clone(), table(cos)?, table(sin)?);
+    // The output lies as the input does.
+    op.y = x.layout;
+    op.interleaved = interleaved;
+    if let Some(rotary_dim) = rotary_dim {
+        op = op.rotary_dim(rotary_dim);
+    }
+    let positions = input(reader, 3);
+    op.positions = positions.map(|ids| Layout::new(DType::U32, ids.shape.clone()));
+    let mut problem = Problem::new(op)
+        .input(Slot::X, x.input)
+        .input(Slot::Cos, cos.values.clone())
+        .input(Slot::Sin, sin.values.clone())
+        .expect(Slot::Y, &output(reader, 0)?);
+    if let Some(ids) = positions {
+        ids.integers()?;
+        problem = problem.input(Slot::Positions, ids.values.clone());
+    }
+    problem.storage = Some(array.dtype);
     Ok(problem)
 }
 

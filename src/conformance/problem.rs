@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
+    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -40,6 +40,12 @@ pub(super) enum Input {
     Given(Values),
     /// Made of what earlier calls gave.
     Made(Make<Values>),
+}
+
+impl From<Values> for Input {
+    fn from(values: Values) -> Self {
+        Self::Given(values)
+    }
 }
 
 /// What a compared tensor comes from.
@@ -85,9 +91,9 @@ impl Problem {
     }
 
     /// Gives the last call an input.
-    pub fn input(mut self, slot: Slot, values: Values) -> Self {
+    pub fn input(mut self, slot: Slot, input: impl Into<Input>) -> Self {
         if let Some(call) = self.calls.last_mut() {
-            call.inputs.push((slot, Input::Given(values)));
+            call.inputs.push((slot, input.into()));
         }
         self
     }
@@ -244,6 +250,12 @@ impl AttentionProblem {
     pub fn sinks(&mut self, sinks: Vec<f32>) {
         self.op.sinks = Some(Layout::f32([sinks.len() as u64]));
         self.give(Slot::Sinks, Values::Real(sinks));
+    }
+
+    /// Adds a preset, with the elements of its buffers.
+    pub fn preset(&mut self, change: Result<Mod>, buffers: Vec<Values>) -> Result<(), String> {
+        self.modified(change.map_err(|error| error.to_string())?, buffers);
+        Ok(())
     }
 
     /// Adds a modification, with the elements of its buffers.
@@ -407,7 +419,9 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "gpt_oss_sink" => streaming::sink(&mut reader),
         "fla_softmax_sink_gate" => gates::sink_gate(&mut reader),
         "fla_forgetting_attention" => gates::forgetting(&mut reader),
+        "coca" => coca::collinear(&mut reader),
         "music_transformer" => relative::skewed(&mut reader),
+        "onnx_rotary" => onnx::rotary(&mut reader, half),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

@@ -10,6 +10,7 @@ pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod loop_count;
+pub mod rotary;
 pub mod softmax;
 
 mod attention;
@@ -103,6 +104,7 @@ registry! {
     attention_matrix: AttentionMatrix,
     attention_merge: AttentionMerge,
     softmax: Softmax,
+    rotary: Rotary,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

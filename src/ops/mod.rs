@@ -4,12 +4,14 @@ mod attention;
 mod merge;
 mod modification;
 pub mod presets;
+mod rotary;
 mod softmax;
 
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
+pub use rotary::{Rotary, RotaryArgs, rotary_tables};
 pub use softmax::{Softmax, SoftmaxArgs};
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,8 @@ pub enum Op {
     Attention(Attention),
     /// Attention results over parts of the keys, merged.
     Merge(Merge),
+    /// Rotary position embedding.
+    Rotary(Rotary),
 }
 
 impl Op {
@@ -42,6 +46,7 @@ impl Op {
             Self::Softmax(op) => op.check(),
             Self::Attention(op) => op.check(),
             Self::Merge(op) => op.check(),
+            Self::Rotary(op) => op.check(),
         }
     }
 
@@ -51,6 +56,7 @@ impl Op {
             Self::Softmax(op) => op.tensors(),
             Self::Attention(op) => op.tensors(),
             Self::Merge(op) => op.tensors(),
+            Self::Rotary(op) => op.tensors(),
         }
     }
 }
@@ -73,13 +79,19 @@ impl From<Merge> for Op {
     }
 }
 
+impl From<Rotary> for Op {
+    fn from(op: Rotary) -> Self {
+        Self::Rotary(op)
+    }
+}
+
 /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// Softmax input.
+    /// Input of softmax and rotary embedding.
     X,
-    /// Softmax output.
+    /// Their output.
     Y,
     /// Queries.
     Q,
@@ -123,13 +135,19 @@ pub enum Slot {
     OParts,
     /// Log-sum-exps of parts that are merged.
     LseParts,
+    /// Cosines of a rotary embedding.
+    Cos,
+    /// Its sines.
+    Sin,
+    /// Positions of tokens.
+    Positions,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -153,6 +171,9 @@ impl Slot {
         Self::Buffer3,
         Self::OParts,
         Self::LseParts,
+        Self::Cos,
+        Self::Sin,
+        Self::Positions,
         Self::Scratch,
     ];
 
@@ -185,6 +206,9 @@ impl Slot {
             Self::Buffer3 => "buffer_3",
             Self::OParts => "o_parts",
             Self::LseParts => "lse_parts",
+            Self::Cos => "cos",
+            Self::Sin => "sin",
+            Self::Positions => "positions",
             Self::Scratch => "scratch",
         }
     }

@@ -3,10 +3,12 @@
 mod attention;
 mod merge;
 pub mod presets;
+mod rotary;
 mod softmax;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
 pub use merge::merge;
+pub use rotary::{RotaryInputs, rotary};
 pub use softmax::softmax;
 
 /// The error measure used everywhere: `max |x - reference| / RMS(reference)`.

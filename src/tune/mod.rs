@@ -139,8 +139,8 @@ fn tunings(op: &Op) -> Vec<Tuning> {
                 ..with(Schedule::Ranges)
             }));
         }
-        // It has one way.
-        Op::Merge(_) => {}
+        // They have one way.
+        Op::Merge(_) | Op::Rotary(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -197,6 +197,11 @@ pub fn bucket(op: &Op) -> String {
             "merge {} of 2^{} elements",
             op.o_parts.dtype,
             log2(op.o_parts.elements())
+        ),
+        Op::Rotary(op) => format!(
+            "rotary {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.x.elements())
         ),
         Op::Attention(op) => attention_bucket(op),
     }

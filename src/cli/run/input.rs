@@ -20,9 +20,9 @@ impl Input {
     pub(super) fn device_type(&self, reals: DType) -> Result<DType> {
         let (dtype, want) = match (self.slot, &self.tensor.elements) {
             (Slot::Mask, Elements::Bool(_)) => return Ok(DType::Bool),
-            (Slot::KvLen, Elements::Integer(_)) => return Ok(DType::U32),
+            (Slot::KvLen | Slot::Positions, Elements::Integer(_)) => return Ok(DType::U32),
             (Slot::Mask, _) => (self.tensor.stored, "bool"),
-            (Slot::KvLen, _) => (self.tensor.stored, "i32, i64 or u32"),
+            (Slot::KvLen | Slot::Positions, _) => (self.tensor.stored, "i32, i64 or u32"),
             (_, Elements::Real(_)) => return Ok(reals),
             _ => (self.tensor.stored, "f32, f16, bf16 or f64"),
         };
@@ -40,15 +40,16 @@ impl Input {
         let tensor = match &self.tensor.elements {
             Elements::Bool(data) => gpu.upload_bool(data, shape)?,
             Elements::Integer(data) => {
-                let lengths = data
+                let numbers = data
                     .iter()
-                    .map(|&length| {
-                        u32::try_from(length).map_err(|_| {
-                            self.wrong(format!("{length}"), "lengths are from 0 to 4294967295")
+                    .map(|&number| {
+                        u32::try_from(number).map_err(|_| {
+                            let remedy = "lengths and positions are from 0 to 4294967295";
+                            self.wrong(format!("{number}"), remedy)
                         })
                     })
                     .collect::<Result<Vec<u32>>>()?;
-                gpu.upload_u32(&lengths, shape)?
+                gpu.upload_u32(&numbers, shape)?
             }
             Elements::Real(data) => {
                 if layout.dtype == DType::F16 {
