@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use foveate::{
-    Attention, Caps, Causal, DType, Error, Layout, Merge, Op, Rotary, Schedule, Softmax, Tuning,
+    Attention, BlockMask, Caps, Causal, Corner, DType, Error, Layout, Merge, Mod, Op, Rotary,
+    Schedule, Softmax, Tuning, Window,
     caps::MatrixShape,
     kernels::{Kernel, attention_merge::Source, softmax::Phase},
     ops::Slot,
@@ -249,10 +250,23 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::Softmax(op) => (op.x.elements() / op.x.shape[op.axis], 2),
         Op::Merge(_) | Op::Rotary(_) => (0, 0),
     };
-    let most = u128::from(rows) * u128::from(outline.splits) * u128::from(width) * 4;
+    // A second pass, for functions on weights, has partial results of its own where keys are split.
+    let split = outline.splits > 1;
+    let passes = match &outline.op {
+        Op::Attention(op)
+            if op
+                .mods
+                .iter()
+                .any(|change| change.source.contains("prob_mod")) =>
+        {
+            1 + u64::from(split)
+        }
+        _ => u64::from(split),
+    };
+    let each = u128::from(rows) * u128::from(outline.splits) * u128::from(width) * 4;
+    let most = each * u128::from(passes);
     ensure(
-        u128::from(outline.scratch_bytes) <= most
-            && (outline.splits > 1) == (outline.scratch_bytes > 0),
+        u128::from(outline.scratch_bytes) <= most && (passes > 0) == (outline.scratch_bytes > 0),
         format!("{} bytes of scratch, at most {most}", outline.scratch_bytes),
     )?;
     ensure(
@@ -1544,7 +1558,98 @@ fn broadcastable(shape: [u64; 4]) -> impl Strategy<Value = Vec<u64>> {
     })
 }
 
+/// What else may change or hide scores, sensible more often than not.
+fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
+    let [batch, heads, rows] = [0, 1, 2].map(|axis| op.q.shape[axis]);
+    let keys = op.k.shape[2];
+    let numbers = |shape: Vec<u64>| laid_out(DType::U32, shape);
+    let side = || prop_oneof![2 => Just(None), 3 => any_len().prop_map(Some), 1 => any::<u64>().prop_map(Some)];
+    let window =
+        (side(), side(), any_len(), any::<bool>()).prop_map(|(left, right, first, corner)| {
+            Window {
+                left,
+                right,
+                first,
+                corner: if corner {
+                    Corner::TopLeft
+                } else {
+                    Corner::BottomRight
+                },
+            }
+        });
+    let blocks = (any_len(), any_len()).prop_flat_map(move |(block_q, block_kv)| {
+        let count = |len: u64, block: u64| len.div_ceil(block.max(1));
+        let words = count(keys, block_kv).div_ceil(32);
+        laid_out(DType::U32, vec![batch, heads, count(rows, block_q), words]).prop_map(
+            move |bits| BlockMask {
+                bits,
+                block_q,
+                block_kv,
+            },
+        )
+    });
+    let text = prop_oneof![
+        4 => Just("fn score_mod(s: f32, b: u32, h: u32, i: u32, j: u32) -> f32 { return -s; }"),
+        2 => Just("fn mask_mod(b: u32, h: u32, i: u32, j: u32) -> bool { return i != j; }"),
+        2 => Just("fn key_range(b: u32, h: u32, i: u32) -> vec2<u32> { return vec2<u32>(i, i + 9u); }"),
+        2 => Just("fn prob_mod(w: f32, b: u32, h: u32, i: u32, j: u32) -> f32 { return w; }"),
+        1 => Just("fn nothing() {}"),
+    ];
+    let change = (text, prop::option::of(numbers(vec![7])))
+        .boxed()
+        .prop_map(|(text, buffer)| {
+            let change = Mod::new(text);
+            match buffer {
+                Some(layout) => change.buffer("data", layout),
+                None => change,
+            }
+        });
+    (
+        (
+            numbers(vec![batch]),
+            numbers(vec![batch]),
+            numbers(vec![5]),
+            numbers(vec![5]),
+        ),
+        (numbers(vec![heads, 2]), laid_out(DType::F32, vec![heads])),
+        (
+            window,
+            blocks,
+            prop::collection::vec(change, 0..3),
+            any_scale(),
+        ),
+        // Mostly few of them.
+        prop::array::uniform9(prop::bool::weighted(0.2)),
+    )
+        .prop_map(
+            move |((q_len, prefix, cu_q, cu_kv), (head_windows, sinks), rest, wanted)| {
+                let (window, blocks, mods, softcap) = rest;
+                let mut op = op.clone();
+                op.q_len = wanted[0].then_some(q_len);
+                op.prefix_len = wanted[1].then_some(prefix);
+                op.cu_q = wanted[2].then_some(cu_q);
+                op.cu_kv = wanted[2].then_some(cu_kv);
+                op.head_windows = wanted[3].then_some(head_windows);
+                op.sinks = wanted[4].then_some(sinks);
+                op.window = wanted[5].then_some(window);
+                op.block_mask = wanted[6].then_some(blocks);
+                op.softcap = softcap.filter(|_| wanted[7]);
+                if wanted[8] {
+                    op.mods = mods;
+                }
+                op.into()
+            },
+        )
+}
+
 fn any_attention() -> impl Strategy<Value = Op> {
+    any_plain_attention()
+        .boxed()
+        .prop_flat_map(any_terms)
+        .boxed()
+}
+
+fn any_plain_attention() -> impl Strategy<Value = Attention> {
     let dim = || prop_oneof![40 => 1u64..257, 1 => any_len()];
     (
         (any_len(), 1u64..5, 1u64..5, any_len(), any_len()),
@@ -1596,7 +1701,7 @@ fn any_attention() -> impl Strategy<Value = Op> {
                 op.kv_len = wanted[2].then_some(lens);
                 op.mask = wanted[3].then_some(mask);
                 op.bias = wanted[4].then_some(bias);
-                op.into()
+                op
             },
         )
 }

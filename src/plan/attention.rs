@@ -423,7 +423,7 @@ impl<'a> Space<'a> {
         };
         let mut ranges = Vec::new();
         for &(slot, _) in &self.operands {
-            if (partial && slot.is_output()) || (probs && slot == Slot::Lse) {
+            if (partial && slot.is_output()) || (probs && matches!(slot, Slot::Lse | Slot::Sinks)) {
                 continue;
             }
             let Some(window) = self.window(slot, part) else {

@@ -50,6 +50,8 @@ impl Choice {
             probs,
             // The pass that knows the sums writes it.
             lse: io.lse && !partial && !probs,
+            // The sums that a second pass reads hold them already.
+            sinks: io.sinks && !probs,
             ..io
         };
         match self {
