@@ -600,7 +600,7 @@ fn slices_change_nothing() {
                 ..caps.clone()
             },
             Caps {
-                loop_budget: 600,
+                loop_budget: 2000,
                 ..caps
             },
         ];
