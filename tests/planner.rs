@@ -1887,3 +1887,70 @@ fn any_merge_plans_or_fails_cleanly() {
 fn any_rotary_plans_or_fails_cleanly() {
     sweep(any_rotary());
 }
+
+/// What a plan says of the key tiles that it visits, beside the keys that its rows see one by one.
+#[test]
+fn visited_tiles_hold_what_is_seen_and_little_more() {
+    let caps = lavapipe();
+    let mut partly = 0;
+    for (m, n) in [(1u64, 90u64), (37, 90), (64, 64), (100, 33), (256, 256)] {
+        for corner in [Corner::TopLeft, Corner::BottomRight] {
+            for (left, right, first) in [
+                (None, None, 0),
+                (None, Some(0), 0),
+                (Some(5), Some(0), 0),
+                (Some(5), Some(9), 3),
+                (Some(40), None, 7),
+                (Some(0), Some(0), 200),
+            ] {
+                let k = Layout::f32([1, 2, n, 8]);
+                let op = Attention::new(Layout::f32([1, 2, m, 8]), k.clone(), k).window(Window {
+                    left,
+                    right,
+                    first,
+                    corner,
+                });
+                let tuning = Tuning {
+                    schedule: Some(Schedule::Subgroup),
+                    rows: Some(2),
+                    keys: Some(4),
+                    splits: Some(1),
+                };
+                let outline = Outline::new(&op.into(), &caps, &tuning).expect("plans");
+                let (visited, all) = outline.visited_tiles().expect("attention");
+                let (rows, step) = (16, 4);
+                assert_eq!(all, 2 * m.div_ceil(rows) * n.div_ceil(step));
+                let sees = |i: u64, j: u64| {
+                    let ahead = if corner == Corner::TopLeft {
+                        0
+                    } else {
+                        n as i64 - m as i64
+                    };
+                    let (place, j) = (i as i64 + ahead, j as i64);
+                    let near = left.is_none_or(|left| j >= place - left as i64);
+                    (near || j < first as i64)
+                        && right.is_none_or(|right| j <= place + right as i64)
+                };
+                let (mut least, mut most) = (0, 0);
+                for tile in 0..m.div_ceil(rows) {
+                    let own = tile * rows..(tile * rows + rows).min(m);
+                    let seen = (0..n).filter(|&j| own.clone().any(|i| sees(i, j))).count() as u64;
+                    least += seen.div_ceil(step);
+                    // Two runs, each with a step that it does not fill.
+                    most += seen.div_ceil(step) + 1;
+                }
+                assert!(
+                    (2 * least..=2 * most).contains(&visited),
+                    "{m} x {n}, {left:?} {right:?} {first} {corner:?}: {visited}, not {least} to {most} twice"
+                );
+                partly += u32::from(visited * 2 < all);
+                assert!(
+                    outline
+                        .explain()
+                        .contains(&format!("visits {visited} of {all} key tiles"))
+                );
+            }
+        }
+    }
+    assert!(partly > 10, "only {partly} skip more than half");
+}

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     caps::Caps,
     error::{Error, Result},
-    kernels::{AttentionParams, attention_merge},
+    kernels::{AttentionParams, Kernel, attention_merge},
     ops::{Attention, Corner, Slot, dims},
     shader::mods::Mods,
     tensor::{DType, Layout},
@@ -617,4 +617,57 @@ impl<'a> Space<'a> {
             grid: grid(workgroups, self.caps)?,
         })
     }
+}
+
+/// See [`Outline::visited_tiles`].
+pub(super) fn visited_tiles(op: &Attention, kernel: Kernel) -> Option<(u64, u64)> {
+    const MOST_TILES: u64 = 1 << 20;
+    let choice = Choice::of(kernel)?;
+    let [batch, q_heads, q_len, _] = dims(&op.q);
+    let [_, kv_heads, kv_len, _] = dims(&op.k);
+    let rows = q_heads / kv_heads * q_len;
+    let (tile, step) = (choice.tile_rows(), choice.step_keys());
+    let tiles = rows.div_ceil(tile);
+    if tiles > MOST_TILES {
+        return None;
+    }
+    // Numbers below 2^29, as the plan has seen to.
+    let [m, n] = [q_len, kv_len].map(|len| len as i64);
+    let reach = op.reach();
+    let count = |keys: Option<u64>| {
+        keys.map_or(i64::from(ALL_PLACES), |keys| {
+            keys.min(ALL_PLACES as u64) as i64
+        })
+    };
+    let ahead = match reach.corner {
+        Corner::TopLeft => 0,
+        Corner::BottomRight => n - m,
+    };
+    let sight = |query: u64| {
+        let place = query as i64 + ahead;
+        let limit = (place + count(reach.right) + 1).clamp(0, n);
+        let first = (place - count(reach.left)).clamp(0, limit);
+        (first, limit, count(Some(reach.early)).min(limit))
+    };
+    let steps = |keys: i64| keys.max(0) as u64;
+    let visited: u64 = (0..tiles)
+        .map(|number| {
+            let first_row = number * tile;
+            let last_row = (first_row + tile).min(rows) - 1;
+            // A tile that crosses heads holds the last queries of one and the first of another.
+            let (low, high) = if first_row / q_len == last_row / q_len {
+                (first_row % q_len, last_row % q_len)
+            } else {
+                (0, q_len - 1)
+            };
+            let ((first, ..), (_, limit, early)) = (sight(low), sight(high));
+            if early >= first {
+                steps(limit).div_ceil(step)
+            } else {
+                steps(early).div_ceil(step) + steps(limit - first).div_ceil(step)
+            }
+        })
+        .sum();
+    let heads = batch * kv_heads;
+    Some((heads * visited, heads * tiles * kv_len.div_ceil(step)))
 }

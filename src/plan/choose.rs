@@ -34,6 +34,17 @@ pub(super) enum Choice {
 }
 
 impl Choice {
+    /// The schedule and variant of a kernel, if it is one of these.
+    pub(super) fn of(kernel: Kernel) -> Option<Self> {
+        match kernel {
+            Kernel::AttentionDecode(variant) => Some(Self::Decode(variant)),
+            Kernel::AttentionSubgroup(variant) => Some(Self::Subgroup(variant)),
+            Kernel::AttentionTile(variant) => Some(Self::Tile(variant)),
+            Kernel::AttentionMatrix(variant) => Some(Self::Matrix(variant)),
+            _ => None,
+        }
+    }
+
     pub(super) fn schedule(self) -> Schedule {
         match self {
             Self::Decode(_) => Schedule::Decode,

@@ -204,6 +204,16 @@ impl Outline {
         Ok(outline)
     }
 
+    /// Key tiles that attention's workgroups visit, and those that they would without causal masking and
+    /// window: what only the device knows (lengths, masks, mods) is left out. None for other ops, and for
+    /// more than a million tiles of queries, which would take long to count.
+    pub fn visited_tiles(&self) -> Option<(u64, u64)> {
+        match (&self.op, self.steps.first()) {
+            (Op::Attention(op), Some(step)) => attention::visited_tiles(op, step.kernel),
+            _ => None,
+        }
+    }
+
     /// The choice and the reasons, for people.
     pub fn explain(&self) -> String {
         let mut text = format!("schedule {}: {}\n", self.schedule, self.why);
@@ -218,6 +228,12 @@ impl Outline {
             if self.splits == 1 { "" } else { "s" },
             self.scratch_bytes
         ));
+        if let Some((visited, all)) = self.visited_tiles() {
+            text.push_str(&format!(
+                "visits {visited} of {all} key tiles ({:.1} %), as far as causal masking and windows tell\n",
+                visited as f64 / all as f64 * 100.0
+            ));
+        }
         let mut seen = Vec::new();
         for step in &self.steps {
             if !seen.contains(&step.kernel) {
