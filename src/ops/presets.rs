@@ -7,6 +7,18 @@
 //! Places of queries: where a preset takes a [`Corner`], query `i` stands at key `i` (top left), or at key
 //! `i + kv_len - q_len` with the batch entry's own lengths (bottom right). The others count queries and keys
 //! from 0.
+//!
+//! ```
+//! use foveate::{Attention, Layout, Op, presets::{self, NeighborhoodAxis}};
+//!
+//! # fn main() -> foveate::Result<()> {
+//! // Each pixel of a 14 x 14 image sees the 7 x 7 around it.
+//! let image = Layout::f32([1, 8, 14 * 14, 32]);
+//! let near = presets::neighborhood(&[NeighborhoodAxis::new(14, 7); 2])?;
+//! let op = Attention::new(image.clone(), image.clone(), image).modified(near);
+//! Op::from(op).check()
+//! # }
+//! ```
 
 mod grids;
 mod masks;

@@ -212,6 +212,9 @@ pub fn shifted_groups(
     joined: Option<usize>,
 ) -> impl Fn(Pair) -> bool {
     move |[_, h, i, j]| {
+        if joined.is_some_and(|length| i >= length || j >= length) {
+            return false;
+        }
         if h < q_heads / 2 {
             return i / group == j / group;
         }

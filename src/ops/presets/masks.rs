@@ -63,7 +63,8 @@ pub fn dilated_window(left: u64, right: u64, dilation: u64, corner: Corner) -> R
 /// heads groups begin at 0, in the second half at half a group.
 ///
 /// The half groups at both ends of a sequence of `joined` places see each other in the second half of the heads, as
-/// where the sequence is rolled; without `joined` each stands alone. Source: Chen et al. (arXiv:2309.12307).
+/// where the sequence is rolled, and places past it see nothing and are not seen; without `joined` each half group
+/// stands alone. Source: Chen et al. (arXiv:2309.12307).
 ///
 /// # Errors
 /// [`Error::Invalid`] for groups of less than 2, less than 2 heads, or a joined sequence that is no whole number of
@@ -73,11 +74,12 @@ pub fn shifted_groups(q_heads: u64, group: u64, joined: Option<u64>) -> Result<M
     check_length("group", group, 2)?;
     let (unshifted, half) = (q_heads / 2, group / 2);
     // Groups of both kinds of heads: of place `p`, moved on so that a group begins at a multiple of `group`.
-    let (shifted, range) = match joined {
+    let (shifted, within, range) = match joined {
         None => {
             let moved = group - half;
             (
                 format!("p + {moved}u"),
+                String::new(),
                 format!(
                     "let end = group_of(head, q_index) * {group}u + select({half}u, {group}u, head < {unshifted}u);
     return vec2<u32>(max(end, {group}u) - {group}u, end);"
@@ -96,6 +98,7 @@ pub fn shifted_groups(q_heads: u64, group: u64, joined: Option<u64>) -> Result<M
             let (moved, last) = (length - half, length / group - 1);
             (
                 format!("(p + {moved}u) % {length}u"),
+                format!("max(q_index, kv_index) < {length}u && "),
                 format!(
                     "let group = group_of(head, q_index);
     let start = group * {group}u + select({half}u, 0u, head < {unshifted}u);
@@ -112,7 +115,7 @@ pub fn shifted_groups(q_heads: u64, group: u64, joined: Option<u64>) -> Result<M
     return select({shifted}, p, head < {unshifted}u) / {group}u;
 }}
 {MASK} {{
-    return group_of(head, q_index) == group_of(head, kv_index);
+    return {within}group_of(head, q_index) == group_of(head, kv_index);
 }}
 {RANGE} {{
     {range}

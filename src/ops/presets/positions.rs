@@ -83,8 +83,8 @@ pub fn relative_positions(table: Layout, corner: Corner) -> Result<Mod> {
 /// A learned bias per head and distance in an image, whose tokens lie row by row, both as queries and keys:
 /// `score + table[(yi - yj + height - 1) * (2 width - 1) + xi - xj + width - 1, head]`.
 ///
-/// `image` is height and width; `table` is f32 `[(2 height - 1) (2 width - 1), q_heads]`. Distances past the
-/// table count as its last row. Source: Liu et al., Swin Transformer (arXiv:2103.14030).
+/// `image` is height and width; `table` is f32 `[(2 height - 1) (2 width - 1), q_heads]`. Places past
+/// the image are left as they are. Source: Liu et al., Swin Transformer (arXiv:2103.14030).
 ///
 /// # Errors
 /// [`Error::Invalid`] for another layout.
@@ -104,12 +104,15 @@ pub fn image_positions(table: Layout, image: [u64; 2]) -> Result<Mod> {
     }
     let heads = axis(&table, 1);
     let (down, right) = (height - 1, width - 1);
-    let head = shared("head", heads);
+    let (head, places) = (shared("head", heads), height * width);
     Ok(Mod::new(format!(
         "{SCORE} {{
+    if max(q_index, kv_index) >= {places}u {{
+        return score;
+    }}
     let down = i32(q_index / {width}u) - i32(kv_index / {width}u);
     let right = i32(q_index % {width}u) - i32(kv_index % {width}u);
-    let row = (clamp(down, -{down}, {down}) + {down}) * {columns} + right + {right};
+    let row = (down + {down}) * {columns} + right + {right};
     return score + table(u32(row) * {heads}u + {head});
 }}"
     ))
