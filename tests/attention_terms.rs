@@ -343,6 +343,22 @@ fn sinks() {
 }
 
 #[test]
+fn gates() {
+    let mut problems = Vec::new();
+    for gate in [[2, 4, 40], [1, 4, 1], [2, 1, 40], [1, 1, 1]] {
+        let terms = Terms {
+            gate: Some(gate),
+            sinks: Some(vec![0.5, -3.0, 1.0, -1e4]),
+            ..Terms::default()
+        };
+        let mut problem = with([2, 4, 2], [40, 33], Causal::BottomRight, terms);
+        problem.bshd = Some(0);
+        problems.push(problem);
+    }
+    all_close(&problems);
+}
+
+#[test]
 fn soft_caps() {
     let mut problems = Vec::new();
     for (cap, scale) in [(0.5, None), (20.0, None), (2.0, Some(30.0)), (1e20, None)] {

@@ -1611,7 +1611,11 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
             numbers(vec![5]),
             numbers(vec![5]),
         ),
-        (numbers(vec![heads, 2]), laid_out(DType::F32, vec![heads])),
+        (
+            numbers(vec![heads, 2]),
+            laid_out(DType::F32, vec![heads]),
+            laid_out(DType::F32, vec![heads, rows]),
+        ),
         (
             window,
             blocks,
@@ -1619,10 +1623,10 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
             any_scale(),
         ),
         // Mostly few of them.
-        prop::array::uniform9(prop::bool::weighted(0.2)),
+        prop::array::uniform10(prop::bool::weighted(0.2)),
     )
         .prop_map(
-            move |((q_len, prefix, cu_q, cu_kv), (head_windows, sinks), rest, wanted)| {
+            move |((q_len, prefix, cu_q, cu_kv), (head_windows, sinks, gate), rest, wanted)| {
                 let (window, blocks, mods, softcap) = rest;
                 let mut op = op.clone();
                 op.q_len = wanted[0].then_some(q_len);
@@ -1631,6 +1635,7 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 op.cu_kv = wanted[2].then_some(cu_kv);
                 op.head_windows = wanted[3].then_some(head_windows);
                 op.sinks = wanted[4].then_some(sinks);
+                op.gate = wanted[9].then_some(gate);
                 op.window = wanted[5].then_some(window);
                 op.block_mask = wanted[6].then_some(blocks);
                 op.softcap = softcap.filter(|_| wanted[7]);

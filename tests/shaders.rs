@@ -140,11 +140,15 @@ fn with_term(op: Attention, number: u32) -> Attention {
             }
             op.with_lse().packed(numbers(&[6]), numbers(&[6]))
         }
+        12 => {
+            let rows = op.q.shape[..3].to_vec();
+            op.gate(Layout::f32(rows))
+        }
         _ => op,
     }
 }
 
-const TERMS: u32 = 12;
+const TERMS: u32 = 13;
 
 /// A device with everything, and room for many terms.
 fn terms_caps() -> Caps {
@@ -194,7 +198,7 @@ fn attention_terms(into: &mut BTreeSet<Kernel>) {
                     plan(with_term(plain(), number), &caps, &tuning, into);
                 }
                 // A window beside windows of heads, and sequences beside lengths, are errors.
-                let all = [1, 2, 3, 5, 6, 7, 8, 9, 10]
+                let all = [1, 2, 3, 5, 6, 7, 8, 9, 10, 12]
                     .into_iter()
                     .fold(plain(), with_term);
                 plan(all, &caps, &tuning, into);
@@ -840,6 +844,7 @@ fn the_checks_see_what_does_not_agree() {
         source: attention_merge::Source::Scratch,
         f16: false,
         lse: true,
+        gate: false,
     });
     let shader = kernel.shader().expect("builds");
     for changes in [

@@ -121,6 +121,8 @@ pub enum Slot {
     HeadWindows,
     /// Logits in the softmax's denominator.
     Sinks,
+    /// Factors on the rows of attention's output.
+    Gate,
     /// Bits of a block mask.
     Blocks,
     /// The first buffer of an attention's mods.
@@ -147,7 +149,7 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -164,6 +166,7 @@ impl Slot {
         Self::CuKv,
         Self::HeadWindows,
         Self::Sinks,
+        Self::Gate,
         Self::Blocks,
         Self::Buffer0,
         Self::Buffer1,
@@ -199,6 +202,7 @@ impl Slot {
             Self::CuKv => "cu_kv",
             Self::HeadWindows => "head_windows",
             Self::Sinks => "sinks",
+            Self::Gate => "gate",
             Self::Blocks => "blocks",
             Self::Buffer0 => "buffer_0",
             Self::Buffer1 => "buffer_1",

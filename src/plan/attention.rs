@@ -64,6 +64,7 @@ struct Space<'a> {
     value_dim: u64,
     mask: Option<Layout>,
     bias: Option<Layout>,
+    gate: Option<Layout>,
     operands: Vec<(Slot, Operand<AXES>)>,
 }
 
@@ -141,6 +142,15 @@ impl<'a> Space<'a> {
             let [h, part, ..] = strides(windows);
             add(Slot::HeadWindows, windows, queries([0, h, 0, 0]), part + 1);
         }
+        let gate = op
+            .gate
+            .as_ref()
+            .map(|gate| gate.broadcast("gate", &scores[..3]))
+            .transpose()?;
+        if let Some(gate) = &gate {
+            let [b, h, m, _] = strides(gate);
+            add(Slot::Gate, gate, queries([b, h, m, 0]), 1);
+        }
         if let Some(sinks) = &op.sinks {
             let [h, ..] = strides(sinks);
             add(Slot::Sinks, sinks, queries([0, h, 0, 0]), 1);
@@ -175,6 +185,7 @@ impl<'a> Space<'a> {
             value_dim,
             mask,
             bias,
+            gate,
             operands,
         })
     }
@@ -423,7 +434,9 @@ impl<'a> Space<'a> {
         };
         let mut ranges = Vec::new();
         for &(slot, _) in &self.operands {
-            if (partial && slot.is_output()) || (probs && matches!(slot, Slot::Lse | Slot::Sinks)) {
+            if (partial && (slot.is_output() || slot == Slot::Gate))
+                || (probs && matches!(slot, Slot::Lse | Slot::Sinks))
+            {
                 continue;
             }
             let Some(window) = self.window(slot, part) else {
@@ -527,6 +540,13 @@ impl<'a> Space<'a> {
                         [params.sinks_head] = layout_places(sinks);
                     }
                 }
+                Slot::Gate => {
+                    params.gate_at = at;
+                    if let Some(gate) = &self.gate {
+                        [params.gate_batch, params.gate_head, params.gate_row] =
+                            layout_places(gate);
+                    }
+                }
                 Slot::Blocks => {
                     params.blocks_at = at;
                     if let Some(mask) = &op.block_mask {
@@ -582,7 +602,7 @@ impl<'a> Space<'a> {
         };
         params.partial_start = small(pass.start / 4);
         let mut ranges = vec![self.scratch(part, splits, pass)];
-        for slot in [Slot::O, Slot::Lse] {
+        for slot in [Slot::O, Slot::Lse, Slot::Gate] {
             let wanted = !(pass.probs && slot == Slot::Lse);
             let Some(window) = self.window(slot, part).filter(|_| wanted) else {
                 continue;
@@ -597,6 +617,13 @@ impl<'a> Space<'a> {
                     params.lse_at = window.first;
                     [params.lse_batch, params.lse_head, params.lse_row, _] = layout_places(lse);
                 }
+                (Slot::Gate, _) => {
+                    params.gate_at = window.first;
+                    if let Some(gate) = &self.gate {
+                        [params.gate_batch, params.gate_head, params.gate_row] =
+                            layout_places(gate);
+                    }
+                }
                 _ => {
                     params.o_at = window.first;
                     [params.o_batch, params.o_head, params.o_row, params.o_dim] =
@@ -608,6 +635,7 @@ impl<'a> Space<'a> {
             source: attention_merge::Source::Scratch,
             f16: op.o.dtype == DType::F16,
             lse: op.lse.is_some() && !pass.probs,
+            gate: op.gate.is_some(),
         };
         let workgroups = elements.div_ceil(attention_merge::WORKGROUP.into());
         Ok(Step {

@@ -63,6 +63,8 @@ impl Choice {
             lse: io.lse && !partial && !probs,
             // The sums that a second pass reads hold them already.
             sinks: io.sinks && !probs,
+            // The pass that writes the output applies it.
+            gate: io.gate && !partial,
             ..io
         };
         match self {
@@ -237,6 +239,7 @@ pub(super) fn choose(
             source: attention_merge::Source::Scratch,
             f16: io.f16,
             lse: io.lse,
+            gate: io.gate,
         };
         let probs = io.mods.has_prob();
         let mut kernels = vec![
@@ -306,6 +309,7 @@ fn terms(op: &Attention) -> Result<AttentionIo> {
         early,
         blocks: op.block_mask.is_some(),
         sinks: op.sinks.is_some(),
+        gate: op.gate.is_some(),
         softcap: op.softcap.is_some(),
         mods,
         ..AttentionIo::default()

@@ -251,6 +251,7 @@ fn terms(op: &Attention) -> String {
         (op.cu_q.is_some(), "packed"),
         (op.head_windows.is_some(), "head_windows"),
         (op.sinks.is_some(), "sinks"),
+        (op.gate.is_some(), "gate"),
         (op.softcap.is_some(), "softcap"),
     ] {
         if there {
