@@ -325,6 +325,50 @@ fn buckets_gates_and_first_keys() {
 }
 
 #[test]
+fn blends_of_weights() {
+    let factors = vec![0.0f32, 0.25, 1.0];
+    let wide = f64s(&factors);
+    let layout = || Layout::f32([3]);
+    let mut cases = Vec::new();
+    for (causal, corner) in [
+        (Causal::None, Corner::TopLeft),
+        (Causal::TopLeft, Corner::TopLeft),
+        (Causal::BottomRight, Corner::BottomRight),
+    ] {
+        let case = Case::new("toward identity", [2, 3, 1], 21, 40)
+            .causal(causal)
+            .lens(&[40, 25], &[21, 19]);
+        let mut case = case.with(
+            presets::toward_identity(layout(), corner),
+            [Data::F32(factors.clone())],
+        );
+        case.prob = Some(Box::new(formula::toward_identity(wide, case.ahead(corner))));
+        cases.push(case);
+        let case = Case::new("toward uniform", [2, 3, 1], 21, 40)
+            .causal(causal)
+            .lens(&[40, 25], &[21, 19]);
+        let ahead = case.ahead(corner);
+        let mut case = case.with(
+            presets::toward_uniform(layout(), causal),
+            [Data::F32(factors.clone())],
+        );
+        case.prob = Some(Box::new(formula::toward_uniform(
+            wide,
+            move |batch, query| {
+                let keys = [40, 25][batch];
+                if causal == Causal::None {
+                    keys
+                } else {
+                    (query as i64 + ahead[batch] + 1).min(keys as i64) as usize
+                }
+            },
+        )));
+        cases.push(case);
+    }
+    all_close(&cases);
+}
+
+#[test]
 fn neighborhoods() {
     let axis = NeighborhoodAxis::new;
     let cases: Vec<Case> = [

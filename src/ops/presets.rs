@@ -1,4 +1,5 @@
-//! Known modifications of attention as [`Mod`](super::Mod)s: biases by position, windows of images, and masks.
+//! Known modifications of attention as [`Mod`](super::Mod)s: biases by position, windows of images,
+//! masks, and blends of weights.
 //!
 //! Each is WGSL with its numbers written into it; what is large lies in buffers, which are bound in the order
 //! that the constructor takes them. Several may be given to one op, with or without mods of the caller's own.
@@ -23,6 +24,7 @@
 mod grids;
 mod masks;
 mod positions;
+mod weights;
 
 pub use grids::{NeighborhoodAxis, halo_blocks, image_windows, neighborhood};
 pub use masks::{bit_mask, dilated_window, documents, shifted_groups, tree};
@@ -30,8 +32,9 @@ pub use positions::{
     T5Buckets, alibi, alibi_slopes, alibi_symmetric, first_key_scale, forgetting_gates,
     image_positions, relative_positions, t5_positions,
 };
+pub use weights::{toward_identity, toward_uniform};
 
-use super::Corner;
+use super::{Causal, Corner, Mod};
 use crate::{
     error::{Error, Result},
     tensor::{DType, Layout},
