@@ -286,6 +286,68 @@ fn attention_of_a_safetensors_file() {
     }
 }
 
+/// A window, sinks, and WGSL with a buffer.
+#[test]
+fn attention_with_terms_and_wgsl() {
+    let folder = Folder::new("attention-terms");
+    let (heads, len, dim) = (2usize, 21usize, 8usize);
+    let [q, k, v] = [0.37, 0.53, 0.71].map(|step| wave(heads * len * dim, step));
+    let shape = [1, heads, len, dim];
+    let (sinks, slopes) = ([0.5f32, -1.0], [0.25f32, 0.125]);
+    folder.write_safetensors(
+        "in.safetensors",
+        &[
+            ("q", Dtype::F32, &shape[..], bytes(&q)),
+            ("k", Dtype::F32, &shape[..], bytes(&k)),
+            ("v", Dtype::F32, &shape[..], bytes(&v)),
+            ("sinks", Dtype::F32, &shape[1..2], bytes(&sinks)),
+            ("buffer_0", Dtype::F32, &shape[1..2], bytes(&slopes)),
+        ],
+    );
+    let hook =
+        "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32";
+    folder.write(
+        "alibi.wgsl",
+        &format!("{hook} {{ return score + slopes(head) * (f32(kv_index) - f32(q_index)); }}"),
+    );
+    folder.write("wrong.wgsl", &format!("{hook} {{\n    return scores;\n}}"));
+    let run = |rest: &str| {
+        folder.foveate(&format!(
+            "run attention --in in.safetensors --out out.safetensors --causal top-left --left 5 --first 2 {rest}"
+        ))
+    };
+    run("--mod alibi.wgsl:slopes").succeeded();
+    let want = reference::attention(&AttentionInputs {
+        batch: 1,
+        q_heads: heads,
+        kv_heads: heads,
+        q_len: len,
+        kv_len: len,
+        head_dim: dim,
+        value_dim: dim,
+        q: &wide(&q),
+        k: &wide(&k),
+        v: &wide(&v),
+        sinks: Some(&wide(&sinks)),
+        score: Some(&|score, [_, h, i, j]| score + f64::from(slopes[h]) * (j as f64 - i as f64)),
+        window: Some(foveate::Window {
+            left: Some(5),
+            first: 2,
+            ..Default::default()
+        }),
+        scale: 1.0 / (dim as f64).sqrt(),
+        causal: Causal::TopLeft,
+        ..Default::default()
+    });
+    let out = folder.read_safetensors("out.safetensors");
+    assert_close(&out["o"].2, &want.o, 1e-5);
+    // The place in the caller's own text.
+    run("--mod wrong.wgsl:slopes").failed(2, &["scores", "2"]);
+    run("--mod alibi.wgsl:slopes,more").failed(2, &["buffer_1"]);
+    run("").failed(2, &["buffer_0", "--mod"]);
+    run("--mod nowhere.wgsl").failed(1, &["nowhere.wgsl"]);
+}
+
 /// `[batch, seq, heads, dim]` in and out, in .npy files, the op in JSON; also with one head, where
 /// strides alone do not tell the order.
 #[test]

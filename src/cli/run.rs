@@ -25,7 +25,8 @@ use super::{
     tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
 };
 use crate::{
-    Attention, Causal, DType, Error, Layout, Op, Result, Rotary, Schedule, Softmax, Tuning, bench,
+    Attention, BlockMask, Causal, Corner, DType, Error, Layout, Mod, Op, Result, Rotary, Schedule,
+    Softmax, Tuning, Window, bench,
     ops::{Args as OpArgs, Slot},
 };
 
@@ -35,6 +36,8 @@ Examples:
   foveate run attention --in q.npy k.npy v.npy --out o.npy --layout bshd --time 20
   foveate run attention --tensor q=a.npy --tensor k=kv.safetensors:keys \\
       --tensor v=kv.safetensors:values --out o.npy
+  foveate run attention --in qkv.safetensors --out o.safetensors --causal top-left --left 255 \\
+      --mod alibi.wgsl:slopes --tensor buffer_0=slopes.npy
   foveate run softmax --in x.npy --out y.npy --axis 1 --log
   foveate run rotary --in x.npy cos.npy sin.npy --out y.npy --layout bshd --offset 512
   foveate run --op '{\"attention\": {\"causal\": \"bottom_right\", \"scale\": 0.125}}' \\
@@ -122,9 +125,83 @@ struct AttentionSettings {
     /// Also write the log-sum-exp of the scores, f32 [batch, heads, queries].
     #[arg(long)]
     lse: bool,
+    /// Sliding window: keys before a query's own place that it sees. Default: all.
+    #[arg(long)]
+    left: Option<u64>,
+    /// Keys after its own place that it sees. Default: all, or none with --causal.
+    #[arg(long)]
+    right: Option<u64>,
+    /// Keys at the start that stay visible to the left of the window.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// The last query stands at the last key, without --causal.
+    #[arg(long)]
+    last_at_last: bool,
+    /// Scores become softcap * tanh(score / softcap), before bias.
+    #[arg(long)]
+    softcap: Option<f32>,
+    /// Queries per block of the tensor `blocks`.
+    #[arg(long, default_value_t = 128)]
+    block_q: u64,
+    /// Keys per block of the tensor `blocks`.
+    #[arg(long, default_value_t = 128)]
+    block_kv: u64,
+    /// A file of WGSL that defines score_mod, mask_mod, prob_mod or key_range; may be given several times.
+    /// FILE:NAME,NAME names the functions that read its buffers: the tensors buffer_0, buffer_1 and so on, in
+    /// the order of all mods.
+    #[arg(long = "mod", value_name = "FILE[:NAMES]")]
+    mods: Vec<String>,
     /// Order of the axes of q, k, v and o.
     #[arg(long, value_enum, default_value_t)]
     layout: AxisOrder,
+}
+
+impl AttentionSettings {
+    /// The files of WGSL, with the layouts of their buffers.
+    fn mods(&self, layout: impl Fn(Slot) -> Result<Option<Layout>>) -> Result<Vec<Mod>> {
+        let mut slots = Slot::BUFFERS.into_iter();
+        self.mods
+            .iter()
+            .map(|source| {
+                // A colon may be part of the path.
+                let (path, names) = match source.rsplit_once(':') {
+                    Some((path, names)) if !Path::new(source).exists() => (path, names),
+                    _ => (source.as_str(), ""),
+                };
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
+                let mut change = Mod::new(text);
+                for name in names.split(',').filter(|name| !name.is_empty()) {
+                    let slot = slots.next().ok_or_else(|| {
+                        Error::invalid("--mod", "more buffers than are bound", "use at most 4")
+                    })?;
+                    let layout = layout(slot)?.ok_or_else(|| {
+                        Error::invalid(
+                            slot.name(),
+                            format!("no file has this tensor, which {name} reads"),
+                            format!("add --tensor {}=FILE", slot.name()),
+                        )
+                    })?;
+                    change = change.buffer(name, layout);
+                }
+                Ok(change)
+            })
+            .collect()
+    }
+
+    fn window(&self) -> Option<Window> {
+        let given = self.left.is_some() || self.right.is_some() || self.first > 0;
+        given.then(|| Window {
+            left: self.left,
+            right: self.right,
+            first: self.first,
+            corner: if self.last_at_last {
+                Corner::BottomRight
+            } else {
+                Corner::TopLeft
+            },
+        })
+    }
 }
 
 #[derive(Debug, Clone, Deserialize, clap::Args)]
@@ -456,6 +533,18 @@ impl Settings {
                 (Slot::Mask, false),
                 (Slot::Bias, false),
                 (Slot::KvLen, false),
+                (Slot::QLen, false),
+                (Slot::PrefixLen, false),
+                (Slot::CuQ, false),
+                (Slot::CuKv, false),
+                (Slot::HeadWindows, false),
+                (Slot::Sinks, false),
+                (Slot::Gate, false),
+                (Slot::Blocks, false),
+                (Slot::Buffer0, false),
+                (Slot::Buffer1, false),
+                (Slot::Buffer2, false),
+                (Slot::Buffer3, false),
             ],
             Self::Softmax(_) => &[(Slot::X, true)],
             Self::Rotary(_) => &[
@@ -619,6 +708,33 @@ impl Settings {
                 op.mask = layout(Slot::Mask)?;
                 op.bias = layout(Slot::Bias)?;
                 op.kv_len = layout(Slot::KvLen)?;
+                op.q_len = layout(Slot::QLen)?;
+                op.prefix_len = layout(Slot::PrefixLen)?;
+                op.cu_q = layout(Slot::CuQ)?;
+                op.cu_kv = layout(Slot::CuKv)?;
+                op.head_windows = layout(Slot::HeadWindows)?;
+                op.sinks = layout(Slot::Sinks)?;
+                op.gate = layout(Slot::Gate)?;
+                op.window = settings.window();
+                op.softcap = settings.softcap;
+                op.block_mask = layout(Slot::Blocks)?.map(|bits| BlockMask {
+                    bits,
+                    block_q: settings.block_q,
+                    block_kv: settings.block_kv,
+                });
+                op.mods = settings.mods(layout)?;
+                let read = op.mods.iter().map(|change| change.buffers.len()).sum();
+                if let Some(spare) = inputs.iter().find(|input| {
+                    Slot::BUFFERS
+                        .iter()
+                        .skip(read)
+                        .any(|slot| *slot == input.slot)
+                }) {
+                    return Err(spare.wrong(
+                        "no --mod reads this tensor,".into(),
+                        "name its reader: --mod FILE:NAME",
+                    ));
+                }
                 Ok(op.into())
             }
         }

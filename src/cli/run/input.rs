@@ -8,6 +8,25 @@ use crate::{
     ops::Slot,
 };
 
+/// Whether a tensor holds lengths, places or bits.
+fn counts(slot: Slot) -> bool {
+    matches!(
+        slot,
+        Slot::KvLen
+            | Slot::QLen
+            | Slot::PrefixLen
+            | Slot::CuQ
+            | Slot::CuKv
+            | Slot::HeadWindows
+            | Slot::Blocks
+            | Slot::Positions
+    )
+}
+
+fn buffer(slot: Slot) -> bool {
+    Slot::BUFFERS.contains(&slot)
+}
+
 /// A tensor that was read for a slot.
 pub(super) struct Input {
     pub(super) slot: Slot,
@@ -20,9 +39,12 @@ impl Input {
     pub(super) fn device_type(&self, reals: DType) -> Result<DType> {
         let (dtype, want) = match (self.slot, &self.tensor.elements) {
             (Slot::Mask, Elements::Bool(_)) => return Ok(DType::Bool),
-            (Slot::KvLen | Slot::Positions, Elements::Integer(_)) => return Ok(DType::U32),
+            (slot, Elements::Integer(_)) if counts(slot) || buffer(slot) => return Ok(DType::U32),
+            // These stay f32 whatever q is stored as.
+            (slot, Elements::Real(_)) if buffer(slot) => return Ok(DType::F32),
+            (Slot::Sinks | Slot::Gate, Elements::Real(_)) => return Ok(DType::F32),
             (Slot::Mask, _) => (self.tensor.stored, "bool"),
-            (Slot::KvLen | Slot::Positions, _) => (self.tensor.stored, "i32, i64 or u32"),
+            (slot, _) if counts(slot) => (self.tensor.stored, "i32, i64 or u32"),
             (_, Elements::Real(_)) => return Ok(reals),
             _ => (self.tensor.stored, "f32, f16, bf16 or f64"),
         };
