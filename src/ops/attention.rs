@@ -23,7 +23,8 @@ pub enum Causal {
     /// Key `j` is visible to query `i` when `j <= i`: the first query sees the first key.
     TopLeft,
     /// Key `j` is visible to query `i` when `j <= i + kv_len - q_len`: the last query sees the
-    /// last key. `kv_len` is the batch entry's own where [`Attention::kv_len`] is given.
+    /// last key. Both lengths are the batch entry's own where [`Attention::kv_len`] and
+    /// [`Attention::q_len`] are given, and the sequence's own where sequences are packed.
     BottomRight,
 }
 
@@ -92,7 +93,7 @@ pub struct BlockMask {
 ///
 /// Query head `h` reads KV head `h / (q_heads / kv_heads)` (grouped-query attention; one KV head
 /// is multi-query attention). Sums, maxima and products are f32 whatever the storage. A query
-/// that sees no key gives `o = 0` and `lse = -inf`.
+/// that sees no key gives `o = 0` and `lse = -inf` (its sink's logit, where it has one).
 ///
 /// Inputs must be finite, but for `bias`, where minus infinity hides a key; a bias below -1e38 counts as
 /// -1e38, and scores (scaled, before the bias) must stay within 5e37. Keys and values past
@@ -153,7 +154,8 @@ pub struct Attention {
     pub window: Option<Window>,
     /// A window of its own for each query head, u32 `[q_heads, 2]`: how many keys before and including its
     /// own place a query sees, and how many at the start. `u32::MAX` recent keys are all of them (DuoAttention:
-    /// full and streaming heads in one call; arXiv:2410.10819).
+    /// full and streaming heads in one call; arXiv:2410.10819). Keys after a query's place are for causal masking
+    /// and `right` of the window to hide.
     #[serde(default)]
     pub head_windows: Option<Layout>,
     /// A learned logit per query head, f32 `[q_heads]`, that takes part in the softmax's denominator alone
