@@ -4,7 +4,11 @@
 mod common;
 
 use common::{Blocks, Problem, Terms, gpus, name, say};
-use foveate::{Causal, Corner, DType, Gpu, Schedule, Tuning, Window};
+use foveate::{
+    Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Gpu, Layout, Schedule, Tuning,
+    Window,
+    reference::{self, AttentionInputs},
+};
 
 /// Variants that compile fast.
 const CHEAP: Tuning = Tuning {
@@ -668,4 +672,126 @@ fn default_tuning() {
             close(&problem, gpu, &Tuning::default(), &name(gpu), F32);
         }
     }
+}
+
+/// Decoding: one plan and one bound call serve every length of a cache, which only the device knows.
+#[test]
+fn one_call_serves_every_length() {
+    let (heads, rows, cache, dim) = (2usize, 3usize, 700usize, 8usize);
+    each(|gpu, tuning, label| {
+        let new = Layout::f32([1, heads, rows, dim].map(|len| len as u64));
+        let whole = Layout::f32([1, heads, cache, dim].map(|len| len as u64));
+        let op = Attention::new(new.clone(), whole.clone(), whole.clone())
+            .causal(Causal::BottomRight)
+            .kv_len(Layout::new(DType::U32, [1]));
+        let data = [(1, rows), (2, cache), (3, cache)]
+            .map(|(seed, len)| reference::noise(seed, heads * len * dim));
+        let wide = data
+            .each_ref()
+            .map(|data| data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        let upload =
+            |data: &[f32], layout: &Layout| gpu.upload(data, layout.shape.clone()).unwrap();
+        let (q, k, v) = (
+            upload(&data[0], &new),
+            upload(&data[1], &whole),
+            upload(&data[2], &whole),
+        );
+        let o = gpu.allocate(new).unwrap();
+        let length = gpu.upload_u32(&[0], [1]).unwrap();
+        let tuning = Tuning {
+            splits: Some(3),
+            ..*tuning
+        };
+        let plan = gpu.engine().plan_with(&op.clone().into(), &tuning).unwrap();
+        assert!(plan.outline().splits >= 3);
+        let args = AttentionArgs {
+            kv_len: Some(length.view()),
+            ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
+        };
+        let call = plan.bind(args).unwrap();
+        let before = gpu.engine().counters();
+        // None, one, less than a range, ranges that share what is valid, all, and past the end.
+        for filled in [0usize, 1, 5, 129, 300, 384, 500, 700, 1000] {
+            gpu.write(&length, bytemuck::bytes_of(&(filled as u32)))
+                .unwrap();
+            gpu.run(&call).unwrap();
+            let expected = reference::attention(&AttentionInputs {
+                lens: Some(&[filled]),
+                ..AttentionInputs::of(&op, &wide[0], &wide[1], &wide[2])
+            });
+            let got = gpu.download(&o).unwrap();
+            let error = reference::error(&got, &expected.o);
+            let zeros = got.iter().all(|&x| x == 0.0);
+            assert!(
+                if filled == 0 { zeros } else { error <= F32 },
+                "{label}, {filled} keys: {error:e}"
+            );
+        }
+        let after = gpu.engine().counters();
+        assert_eq!(
+            (before.misses, before.buffers, before.bind_groups),
+            (after.misses, after.buffers, after.bind_groups)
+        );
+    });
+}
+
+/// What no query of a tile sees is not read: NaN there does not reach the output.
+#[test]
+fn hidden_tiles_are_never_read() {
+    let (rows, keys, dim) = (5usize, 600usize, 8usize);
+    // Keys that some query sees: by a window with first keys, and by blocks of 100.
+    let windowed = Window {
+        left: Some(20),
+        first: 3,
+        ..Window::default()
+    };
+    let words = [0b01_0010u32];
+    let [bits] = words;
+    each(|gpu, tuning, label| {
+        for blocks in [false, true] {
+            let layout = |len: usize| Layout::f32([1, 1, len, dim].map(|len| len as u64));
+            let mut op = Attention::new(layout(rows), layout(keys), layout(keys));
+            if blocks {
+                op = op.block_mask(BlockMask {
+                    bits: Layout::new(DType::U32, [1, 1, 1, 1]),
+                    block_q: 16,
+                    block_kv: 100,
+                });
+            } else {
+                op = op.causal(Causal::BottomRight).window(windowed);
+            }
+            let seen = |key: usize| {
+                if blocks {
+                    bits >> (key / 100) & 1 == 1
+                } else {
+                    key < 3 || key + 20 >= keys - rows
+                }
+            };
+            let q = reference::noise(1, rows * dim);
+            let [k, v] = [2, 3].map(|seed| reference::noise(seed, keys * dim));
+            let wide = |data: &[f32]| data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let mask = op.block_mask.clone();
+            let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
+            let expected = reference::attention(&AttentionInputs {
+                blocks: mask.as_ref().map(|mask| (mask, &words[..])),
+                ..AttentionInputs::of(&op, &q64, &k64, &v64)
+            });
+            let poisoned = |data: Vec<f32>| -> Vec<f32> {
+                let places = data.iter().enumerate();
+                places
+                    .map(|(n, &x)| if seen(n / dim) { x } else { f32::NAN })
+                    .collect()
+            };
+            let upload = |data: &[f32], len| gpu.upload(data, layout(len).shape).unwrap();
+            let (q, o) = (upload(&q, rows), gpu.allocate(layout(rows)).unwrap());
+            let (k, v) = (upload(&poisoned(k), keys), upload(&poisoned(v), keys));
+            let tensor = gpu.upload_u32(&words, [1, 1, 1, 1]).unwrap();
+            let mut args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
+            args.blocks = blocks.then(|| tensor.view());
+            let plan = gpu.engine().plan_with(&op.into(), tuning).unwrap();
+            gpu.run(&plan.bind(args).unwrap()).unwrap();
+            let error = reference::error(&gpu.download(&o).unwrap(), &expected.o);
+            assert!(error <= F32, "{label}, blocks {blocks}: {error:e}");
+        }
+    });
 }
