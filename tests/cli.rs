@@ -308,9 +308,9 @@ fn attention_with_terms_and_wgsl() {
         "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32";
     folder.write(
         "alibi.wgsl",
-        &format!("{hook} {{ return score + slopes(head) * (f32(kv_index) - f32(q_index)); }}"),
+        format!("{hook} {{ return score + slopes(head) * (f32(kv_index) - f32(q_index)); }}"),
     );
-    folder.write("wrong.wgsl", &format!("{hook} {{\n    return scores;\n}}"));
+    folder.write("wrong.wgsl", format!("{hook} {{\n    return scores;\n}}"));
     let run = |rest: &str| {
         folder.foveate(&format!(
             "run attention --in in.safetensors --out out.safetensors --causal top-left --left 5 --first 2 {rest}"

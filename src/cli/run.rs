@@ -191,7 +191,7 @@ impl AttentionSettings {
 
     fn window(&self) -> Option<Window> {
         let given = self.left.is_some() || self.right.is_some() || self.first > 0;
-        given.then(|| Window {
+        given.then_some(Window {
             left: self.left,
             right: self.right,
             first: self.first,

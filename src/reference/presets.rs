@@ -259,6 +259,30 @@ pub fn bit_mask(
     }
 }
 
+/// `(1 - factor[h]) weight`, and `factor[h]` more where the query stands.
+pub fn toward_identity<'a>(factors: &'a [f64], ahead: &'a [i64]) -> impl Fn(f64, Pair) -> f64 + 'a {
+    move |weight, at| {
+        let factor = factors[row(at[1], factors.len())];
+        let own = if at[3] as i64 == place(ahead, at) {
+            1.0
+        } else {
+            0.0
+        };
+        (1.0 - factor) * weight + factor * own
+    }
+}
+
+/// `(1 - factor[h]) weight + factor[h] / keys`, with the keys that each query of each batch entry sees.
+pub fn toward_uniform<'a>(
+    factors: &'a [f64],
+    keys: impl Fn(usize, usize) -> usize + 'a,
+) -> impl Fn(f64, Pair) -> f64 + 'a {
+    move |weight, [batch, head, query, _]| {
+        let factor = factors[row(head, factors.len())];
+        (1.0 - factor) * weight + factor / keys(batch, query) as f64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,29 +345,5 @@ mod tests {
                 assert_eq!(seen([0, 2, i, j]), rolled(i) == rolled(j), "{i} {j}");
             }
         }
-    }
-}
-
-/// `(1 - factor[h]) weight`, and `factor[h]` more where the query stands.
-pub fn toward_identity<'a>(factors: &'a [f64], ahead: &'a [i64]) -> impl Fn(f64, Pair) -> f64 + 'a {
-    move |weight, at| {
-        let factor = factors[row(at[1], factors.len())];
-        let own = if at[3] as i64 == place(ahead, at) {
-            1.0
-        } else {
-            0.0
-        };
-        (1.0 - factor) * weight + factor * own
-    }
-}
-
-/// `(1 - factor[h]) weight + factor[h] / keys`, with the keys that each query of each batch entry sees.
-pub fn toward_uniform<'a>(
-    factors: &'a [f64],
-    keys: impl Fn(usize, usize) -> usize + 'a,
-) -> impl Fn(f64, Pair) -> f64 + 'a {
-    move |weight, [batch, head, query, _]| {
-        let factor = factors[row(head, factors.len())];
-        (1.0 - factor) * weight + factor / keys(batch, query) as f64
     }
 }
