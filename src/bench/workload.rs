@@ -384,6 +384,8 @@ fn input_layouts(op: &Op) -> Vec<&Layout> {
         Op::Attention(op) => vec![&op.q, &op.k, &op.v],
         Op::Softmax(op) => vec![&op.x],
         Op::Merge(op) => vec![&op.o_parts, &op.lse_parts],
+        // No workload is one.
+        Op::Weights(_) => Vec::new(),
     }
 }
 
@@ -392,6 +394,7 @@ fn output_layout(op: &Op) -> &Layout {
         Op::Attention(op) => &op.o,
         Op::Softmax(op) => &op.y,
         Op::Merge(op) => &op.o,
+        Op::Weights(op) => &op.out,
     }
 }
 

@@ -625,7 +625,7 @@ impl Task {
         gpu.run(&call)?;
         let outputs = tensors
             .iter()
-            .filter(|(slot, _)| slot.is_output())
+            .filter(|(slot, _)| self.op.is_output(*slot))
             .map(|(slot, tensor)| {
                 let layout = self.settings.in_file(*slot, tensor.layout().clone());
                 Ok(Output {

@@ -4,12 +4,15 @@ mod attention;
 mod merge;
 mod modification;
 mod softmax;
+mod weights;
 
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use softmax::{Softmax, SoftmaxArgs};
+pub(crate) use weights::MAX_TOP;
+pub use weights::{Stage, Statistic, Weights};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,8 @@ pub enum Op {
     Attention(Attention),
     /// Attention results over parts of the keys, merged.
     Merge(Merge),
+    /// Attention's scores and weights, or statistics of them.
+    Weights(Weights),
 }
 
 impl Op {
@@ -41,6 +46,7 @@ impl Op {
             Self::Softmax(op) => op.check(),
             Self::Attention(op) => op.check(),
             Self::Merge(op) => op.check(),
+            Self::Weights(op) => op.check(),
         }
     }
 
@@ -50,7 +56,13 @@ impl Op {
             Self::Softmax(op) => op.tensors(),
             Self::Attention(op) => op.tensors(),
             Self::Merge(op) => op.tensors(),
+            Self::Weights(op) => op.tensors(),
         }
+    }
+
+    /// Whether the op writes this tensor.
+    pub fn is_output(&self, slot: Slot) -> bool {
+        slot.is_output() && !(slot == Slot::Lse && matches!(self, Self::Weights(_)))
     }
 }
 
@@ -72,6 +84,12 @@ impl From<Merge> for Op {
     }
 }
 
+impl From<Weights> for Op {
+    fn from(op: Weights) -> Self {
+        Self::Weights(op)
+    }
+}
+
 /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -88,7 +106,7 @@ pub enum Slot {
     V,
     /// Attention output.
     O,
-    /// Log-sum-exp of each query's scores.
+    /// Log-sum-exp of each query's scores: an output of attention and merging, an input of [`Weights`].
     Lse,
     /// Boolean mask.
     Mask,
@@ -122,13 +140,17 @@ pub enum Slot {
     OParts,
     /// Log-sum-exps of parts that are merged.
     LseParts,
+    /// Attention's scores or weights, or a statistic of them.
+    Out,
+    /// Numbers of keys.
+    Keys,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -152,6 +174,8 @@ impl Slot {
         Self::Buffer3,
         Self::OParts,
         Self::LseParts,
+        Self::Out,
+        Self::Keys,
         Self::Scratch,
     ];
 
@@ -184,13 +208,18 @@ impl Slot {
             Self::Buffer3 => "buffer_3",
             Self::OParts => "o_parts",
             Self::LseParts => "lse_parts",
+            Self::Out => "out",
+            Self::Keys => "keys",
             Self::Scratch => "scratch",
         }
     }
 
-    /// Whether an op writes this tensor.
+    /// Whether an op writes this tensor; but see [`Op::is_output`].
     pub fn is_output(self) -> bool {
-        matches!(self, Self::Y | Self::O | Self::Lse | Self::Scratch)
+        matches!(
+            self,
+            Self::Y | Self::O | Self::Lse | Self::Out | Self::Keys | Self::Scratch
+        )
     }
 }
 

@@ -31,7 +31,7 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax and merging: whole rows in one dispatch.
+    /// Softmax, merging and weights: whole rows in one dispatch, as far as they go.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
@@ -166,7 +166,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Weights(_) => &[Schedule::Rows],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -188,6 +188,7 @@ impl Outline {
             Op::Softmax(op) => softmax::outline(op, caps, tuning)?,
             Op::Attention(op) => attention::outline(op, caps, tuning)?,
             Op::Merge(op) => merge::outline(op, caps)?,
+            Op::Weights(op) => attention::weights::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -3,10 +3,12 @@
 mod attention;
 mod merge;
 mod softmax;
+mod weights;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
 pub use merge::merge;
 pub use softmax::softmax;
+pub use weights::{Matrix, weights};
 
 /// The error measure used everywhere: `max |x - reference| / RMS(reference)`.
 ///
