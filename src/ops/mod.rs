@@ -11,7 +11,6 @@ pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window}
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use softmax::{Softmax, SoftmaxArgs};
-pub(crate) use weights::MAX_TOP;
 pub use weights::{Stage, Statistic, Weights};
 
 use serde::{Deserialize, Serialize};

@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::{Args, Attention, AttentionArgs, Slot, dims};
 use crate::{
     error::{Error, Result},
+    kernels::attention_weights,
     tensor::{DType, Layout, View},
 };
 
 /// The most keys that [`Statistic::Top`] lists for a row.
-pub(crate) const MAX_TOP: u64 = 64;
+const MAX_TOP: u64 = attention_weights::MOST as u64;
 
 /// How far a score has come when [`Statistic::Matrix`] writes it.
 ///
@@ -74,6 +75,17 @@ impl Statistic {
                     stage: Stage::Scaled | Stage::Capped | Stage::Final,
                     ..
                 }
+        )
+    }
+
+    /// Whether it looks at hidden keys too, and at nothing but q and k.
+    pub(crate) fn sees_all(&self) -> bool {
+        matches!(
+            self,
+            Self::Matrix {
+                stage: Stage::Scaled | Stage::Capped,
+                ..
+            }
         )
     }
 
@@ -157,7 +169,9 @@ impl Weights {
     /// Whether the statistic has no use for this tensor of the attention.
     fn unused(&self, slot: Slot) -> bool {
         match slot {
+            Slot::Q | Slot::K => false,
             Slot::V | Slot::O => true,
+            _ if self.statistic.sees_all() => true,
             Slot::Lse => !self.statistic.needs_lse(),
             // Weights know of them by the log-sum-exp.
             Slot::Sinks => self.statistic != Statistic::LargestScore,
@@ -251,7 +265,7 @@ impl Weights {
         [(Slot::Out, &self.out)].into_iter().chain(keys)
     }
 
-    pub(super) fn tensors(&self) -> Vec<(Slot, &Layout)> {
+    pub(crate) fn tensors(&self) -> Vec<(Slot, &Layout)> {
         let mut list = self.attention.tensors();
         list.retain(|(slot, _)| !self.unused(*slot));
         list.extend(self.outputs());

@@ -205,8 +205,7 @@ impl<'a> AttentionInputs<'a> {
     /// The same after the soft cap.
     pub(super) fn capped_score(&self, pair: Pair) -> f64 {
         let score = self.scaled_score(pair);
-        self.softcap
-            .map_or(score, |cap| cap * (score / cap).tanh())
+        self.softcap.map_or(score, |cap| cap * (score / cap).tanh())
     }
 
     /// The score that goes into the softmax; minus infinity where the key is hidden.

@@ -17,7 +17,7 @@ use crate::{
         AttentionIo, Kernel, attention_mass, attention_tile,
         attention_weights::{self, Kind, WORKGROUP},
     },
-    ops::{MAX_TOP, Slot, Statistic, Weights, dims},
+    ops::{Slot, Statistic, Weights, dims},
     tensor::{DType, Layout},
 };
 
@@ -62,13 +62,20 @@ impl<'a> Pairs<'a> {
     fn new(op: &'a Weights, caps: &'a Caps) -> Result<Self> {
         let attention = &op.attention;
         let io = choose::given(attention)?;
-        let io = AttentionIo {
+        let mut io = AttentionIo {
             // An input here.
             lse: op.statistic.needs_lse(),
             probs: op.statistic.needs_lse() && io.mods.has_prob(),
             sinks: io.sinks && op.statistic == Statistic::LargestScore,
             ..io
         };
+        if op.statistic.sees_all() {
+            io = AttentionIo {
+                f16: io.f16,
+                softcap: io.softcap,
+                ..AttentionIo::default()
+            };
+        }
         let kind = match op.statistic {
             Statistic::Matrix { stage, .. } => Some(Kind::Matrix {
                 stage,
@@ -87,12 +94,9 @@ impl<'a> Pairs<'a> {
         // No tile spans rows; what depends on the schedule is set below.
         let choice = Choice::Tile(attention_tile::Variant { v_chunks: 1, io });
         let mut space = Space::new(attention, caps, choice)?;
-        let read: Vec<Slot> = op.outputs().map(|(slot, _)| slot).collect();
-        let tensors = crate::ops::Op::from(op.clone());
-        let tensors: Vec<Slot> = tensors.tensors().into_iter().map(|(slot, _)| slot).collect();
-        space
-            .operands
-            .retain(|(slot, _)| tensors.contains(slot) && !read.contains(slot));
+        let tensors = op.tensors();
+        let reads = |wanted: Slot| tensors.iter().any(|(slot, _)| *slot == wanted);
+        space.operands.retain(|(slot, _)| reads(*slot));
         Ok(Self {
             op,
             caps,
@@ -222,31 +226,30 @@ impl<'a> Pairs<'a> {
     }
 
     /// The most keys of a row, or queries of a column, that a dispatch may loop over.
+    ///
+    /// All loops of an invocation count here, also one after another, and the check that ends a loop: that is
+    /// how llvmpipe counts.
     fn most_at_once(&self) -> Option<u64> {
         let attention = &self.op.attention;
-        // One iteration less than the budget, for the check that ends the loop.
         let budget = u64::from(self.caps.loop_budget).checked_sub(1)?;
         // What a row sees is found by a search in packed sequences.
         let sequences = attention.cu_q.as_ref().map_or(1, |starts| dims(starts)[0]);
         let search = 2 + u64::from(u64::BITS - sequences.leading_zeros());
-        let dot = 1 + dims(&attention.q)[3].div_ceil(4);
+        let dot = 2 + dims(&attention.q)[3].div_ceil(4);
         let lanes = u64::from(WORKGROUP);
-        if budget < search {
-            return None;
-        }
-        let (each, runs) = match self.op.statistic {
+        let (each, others) = match self.op.statistic {
             Statistic::Mass => {
-                let most = budget / (dot + search) * u64::from(attention_mass::ROWS);
+                let rows = u64::from(attention_mass::ROWS);
+                let most = budget.checked_sub(rows + 1)? / (dot + search) * rows;
                 return (most > 0).then_some(most);
             }
-            Statistic::Matrix { .. } => (dot, false),
-            Statistic::Top { .. } => (dot + lanes + MAX_TOP, self.io.runs()),
-            _ => (dot, self.io.runs()),
+            Statistic::Matrix { .. } => (dot, 0),
+            Statistic::Top { count } => (dot + 1 + lanes + count, 0),
+            // Invocations are added up.
+            _ => (dot, lanes + 1),
         };
-        // Invocations are added up in a loop.
-        if budget < lanes && !matches!(self.op.statistic, Statistic::Matrix { .. }) {
-            return None;
-        }
+        let budget = budget.checked_sub(others + 2 * search + 2)?;
+        let runs = self.io.runs() && !matches!(self.op.statistic, Statistic::Matrix { .. });
         let most = match &attention.block_mask {
             Some(mask) if runs => {
                 // Each block is a run, with a step that it does not fill, and found by looks at words.
@@ -256,7 +259,7 @@ impl<'a> Pairs<'a> {
                 budget * lanes * block / (each * block + lanes * run)
             }
             // A second run, and a step that it does not fill.
-            _ if runs => budget.checked_sub(each + 2)? / each * lanes,
+            _ if runs => budget.checked_sub(each + 5)? / each * lanes,
             _ => budget / each * lanes,
         };
         (most > 0).then_some(most)
@@ -275,7 +278,8 @@ impl<'a> Pairs<'a> {
             start: 0,
         };
         let (_, mut params, mut ranges) =
-            self.space.bindings(part, part.len[KEY], (number, 1, 1), pass);
+            self.space
+                .bindings(part, part.len[KEY], (number, 1, 1), pass);
         let tiles = self.tiles(&part.len);
         params.tiles = small(tiles);
         params.row_tiles = small(part.len[GROUP] * part.len[ROW]);
