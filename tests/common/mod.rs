@@ -162,7 +162,7 @@ impl Problem {
             .chunks(32)
             .enumerate()
             .map(|(at, chunk)| {
-                let first_row = at as u64 / words % rows == 0;
+                let first_row = (at as u64 / words).is_multiple_of(rows);
                 let bits = chunk.iter().rev();
                 bits.fold(0, |word, &x| word << 1 | u32::from(x > 0.4 && !first_row))
             })
