@@ -180,6 +180,7 @@ impl Weights {
     }
 
     /// Pairs of query and key that it looks at, as far as causal masking and the window tell.
+    #[cfg(feature = "cli")]
     pub(crate) fn visible_pairs(&self) -> f64 {
         let [batch, heads, ..] = dims(&self.attention.q);
         match self.statistic {
