@@ -163,7 +163,7 @@ fn main(
             }
 //@else
             let at = o_start(tile, row, params);
-            let factor = normaliser(sum);
+            let factor = normaliser(sum, tile, row);
 //@if LSE
             if (lane == 0u) {
                 lse[lse_start(tile, row, params)] = log_sum_exp(maximum[r], sum);

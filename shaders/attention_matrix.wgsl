@@ -576,7 +576,7 @@ fn main(
             factors[row] = total[r] * reciprocal(mass[r]);
 //@endif
 //@else
-            factors[row] = normaliser(mass[r]);
+            factors[row] = normaliser(mass[r], tile, min(tile.first_row + row, last_row));
 //@endif
             if (tile.first_row + row <= last_row) {
 //@if PARTIAL

@@ -40,6 +40,7 @@ struct Params {
     minus_infinity: f32,
     o_at: u32, o_batch: u32, o_head: u32, o_row: u32, o_dim: u32,
     lse_at: u32, lse_batch: u32, lse_head: u32, lse_row: u32,
+    gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
     o_parts_at: u32, o_parts_part: u32, o_parts_batch: u32, o_parts_head: u32, o_parts_row: u32, o_parts_dim: u32,
     lse_parts_at: u32, lse_parts_part: u32, lse_parts_batch: u32, lse_parts_head: u32, lse_parts_row: u32,
 }
@@ -54,6 +55,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> o: array<Stored>; // [batch, q_heads, q_len, value_dim]
 //@if LSE
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>; // [batch, q_heads, q_len]
+//@endif
+//@if GATE
+@group(0) @binding(5) var<storage, read> gate: array<f32>; // [batch, q_heads, q_len]
 //@endif
 
 // Where a row is: in the output, and in all parts.
@@ -152,8 +156,12 @@ fn main(
         }
     }
 
+    var factor = reciprocal(total);
+//@if GATE
+    factor *= gate[params.gate_at + row.batch * params.gate_batch + row.head * params.gate_head + row.i * params.gate_row];
+//@endif
     let at = params.o_at + row.batch * params.o_batch + row.head * params.o_head + row.i * params.o_row;
-    o[(at + d * params.o_dim) / WIDTH] = Stored(sum * reciprocal(total));
+    o[(at + d * params.o_dim) / WIDTH] = Stored(sum * factor);
 //@if LSE
     if (d == 0u) {
         let lse_at = params.lse_at + row.batch * params.lse_batch + row.head * params.lse_head + row.i * params.lse_row;

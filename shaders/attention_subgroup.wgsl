@@ -171,7 +171,7 @@ fn main(
             store_state(at, maximum[r], total[r], tile.split);
 //@else
             let at = o_start(tile, row, params);
-            let factor = normaliser(total[r]);
+            let factor = normaliser(total[r], tile, row);
 //@if LSE
             lse[lse_start(tile, row, params)] = log_sum_exp(maximum[r], total[r]);
 //@endif

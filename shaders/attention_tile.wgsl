@@ -233,7 +233,7 @@ fn main(
             }
 //@else
             let at = o_start(tile, row, params);
-            let inverse = normaliser(sum);
+            let inverse = normaliser(sum, tile, row);
             //@unroll
             for (var chunk = 0u; chunk < V_CHUNKS; chunk++) {
                 //@unroll

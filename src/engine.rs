@@ -421,7 +421,13 @@ impl Engine {
             .into_iter()
             .map(|(slot, layout)| {
                 let size = layout.end_bytes().next_multiple_of(4);
-                let block: Vec<u8> = noise_of(layout.dtype);
+                let block: Vec<u8> = match slot {
+                    // Sequences of the same length, all blocks, and no prefix.
+                    Slot::CuQ | Slot::CuKv => even_starts(op, slot, layout),
+                    Slot::Blocks => vec![0xff; 1 << 18],
+                    Slot::PrefixLen => vec![0; 1 << 18],
+                    _ => noise_of(layout.dtype),
+                };
                 let buffer = checked(&self.device, || {
                     let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
                         label: Some("foveate tuning"),
@@ -607,4 +613,24 @@ impl Plan {
     pub fn scratch_bytes(&self) -> u64 {
         self.outline.scratch_bytes
     }
+}
+
+/// Where sequences of the same length begin, as the bytes of a buffer.
+fn even_starts(op: &Op, slot: Slot, layout: &Layout) -> Vec<u8> {
+    let total = match (op, slot) {
+        (Op::Attention(op), Slot::CuQ) => op.q.shape.get(2),
+        (Op::Attention(op), _) => op.k.shape.get(2),
+        _ => None,
+    };
+    let total = total.copied().unwrap_or(0);
+    let count = layout.elements();
+    let stride = layout.strides.first().copied().unwrap_or(1);
+    let mut words = vec![0u32; layout.end_bytes().div_ceil(4) as usize];
+    for number in 0..count {
+        let place = (layout.offset + number * stride) as usize;
+        if let Some(word) = words.get_mut(place) {
+            *word = (total * number / (count - 1).max(1)) as u32;
+        }
+    }
+    bytemuck::cast_slice(&words).to_vec()
 }

@@ -1,7 +1,7 @@
 //! Attention on any GPU: WGSL compute shaders, planned, specialised and cached by Rust on [`wgpu`].
 //!
-//! An op ([`Attention`], [`Merge`], [`Softmax`], [`Weights`]) is plain data: what to compute, on tensors of which layout.
-//! For a device, it is planned (a schedule is chosen and compiled), bound to buffers, and recorded
+//! An op ([`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`]) is plain data: what to compute, on tensors of
+//! which layout. For a device, it is planned (a schedule is chosen and compiled), bound to buffers, and recorded
 //! into a compute pass. Planning may compile, binding may allocate, recording does neither.
 //!
 //! # With no device of your own
@@ -82,7 +82,8 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Softmax`], [`Weights`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
 //! | [`plan`]: [`plan::Outline`], [`Schedule`], [`Tuning`] | op + caps to dispatches, with reasons, without touching a device |
@@ -124,9 +125,10 @@ pub use call::Call;
 pub use caps::Caps;
 pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
+pub use ops::presets;
 pub use ops::{
     Attention, AttentionArgs, BlockMask, Causal, Corner, Merge, MergeArgs, Mod, ModBuffer, Op,
-    Softmax, SoftmaxArgs, Stage, Statistic, Weights, Window,
+    Rotary, RotaryArgs, Softmax, SoftmaxArgs, Stage, Statistic, Weights, Window, rotary_tables,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

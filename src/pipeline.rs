@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     kernels::Kernel,
     ops::Slot,
+    shader::Binding,
 };
 
 /// What the cache and its calls have done so far.
@@ -135,7 +136,23 @@ impl Pipelines {
                 .ok_or_else(|| fail(format!("no slot is called {}", binding.name)))?;
             bindings.push((binding.index, slot, binding.writable));
         }
+        // Not derived from the shader, which would leave out what it declares and does not use: a buffer
+        // that a caller's function has no need of in this pass.
+        let entries: Vec<_> = shader.bindings.iter().map(layout_entry).collect();
         let (pipeline, group) = checked(&self.device, || {
+            let group = self
+                .device
+                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                    label: Some(kernel.stem()),
+                    entries: &entries,
+                });
+            let layout = self
+                .device
+                .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                    label: Some(kernel.stem()),
+                    bind_group_layouts: &[Some(&group)],
+                    immediate_size: 0,
+                });
             let module = self
                 .device
                 .create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -146,7 +163,7 @@ impl Pipelines {
                 .device
                 .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                     label: Some(kernel.stem()),
-                    layout: None,
+                    layout: Some(&layout),
                     module: &module,
                     entry_point: Some("main"),
                     compilation_options: wgpu::PipelineCompilationOptions {
@@ -156,7 +173,6 @@ impl Pipelines {
                     },
                     cache: self.driver_cache.as_ref(),
                 });
-            let group = pipeline.get_bind_group_layout(0);
             (pipeline, group)
         })
         .map_err(fail)?;
@@ -228,5 +244,25 @@ pub(crate) fn checked<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> Res
     match first {
         Some(message) => Err(message),
         None => Ok(value),
+    }
+}
+
+fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {
+    let ty = if binding.uniform {
+        wgpu::BufferBindingType::Uniform
+    } else {
+        wgpu::BufferBindingType::Storage {
+            read_only: !binding.writable,
+        }
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding: binding.index,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty,
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
     }
 }

@@ -12,8 +12,8 @@ use crate::{
     engine::{Engine, read_buffer},
     error::{Error, Result},
     ops::{
-        Args, Attention, AttentionArgs, Merge, MergeArgs, Op, Softmax, SoftmaxArgs, Statistic,
-        Weights,
+        Args, Attention, AttentionArgs, Merge, MergeArgs, Op, Rotary, RotaryArgs, Softmax,
+        SoftmaxArgs, Statistic, Weights,
     },
     pipeline::checked,
     tensor::{DType, Layout, View},
@@ -554,6 +554,47 @@ impl Gpu {
         let args = MergeArgs::new(o_parts.view(), lse_parts.view(), o.view());
         self.compute(&op.into(), args)?;
         Ok(o)
+    }
+
+    /// Rotary position embedding of `x`, `[batch, heads, seq, head_dim]`, by tables of cosines and sines
+    /// ([`crate::rotary_tables`] makes them), with what `options` sets on the op. In place, the result is
+    /// `x` itself. Positions in a tensor go through [`Gpu::compute`].
+    ///
+    /// # Errors
+    /// As [`Gpu::compute`].
+    pub fn rotary(
+        &self,
+        x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        options: impl FnOnce(Rotary) -> Rotary,
+    ) -> Result<Tensor> {
+        let op = options(Rotary::new(
+            x.layout.clone(),
+            cos.layout.clone(),
+            sin.layout.clone(),
+        ));
+        if op.positions.is_some() {
+            return Err(Error::invalid(
+                "positions",
+                "have no tensor in this call",
+                "call Gpu::compute with RotaryArgs",
+            ));
+        }
+        let y = if op.in_place {
+            x.clone()
+        } else {
+            self.allocate(op.y.clone())?
+        };
+        let args = RotaryArgs {
+            x: (!op.in_place).then(|| x.view()),
+            cos: cos.view(),
+            sin: sin.view(),
+            positions: None,
+            y: y.view(),
+        };
+        self.compute(&op.into(), args)?;
+        Ok(y)
     }
 
     /// Softmax of `x` along an axis, with what `options` sets on the op. In place, the result is

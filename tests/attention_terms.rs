@@ -343,6 +343,22 @@ fn sinks() {
 }
 
 #[test]
+fn gates() {
+    let mut problems = Vec::new();
+    for gate in [[2, 4, 40], [1, 4, 1], [2, 1, 40], [1, 1, 1]] {
+        let terms = Terms {
+            gate: Some(gate),
+            sinks: Some(vec![0.5, -3.0, 1.0, -1e4]),
+            ..Terms::default()
+        };
+        let mut problem = with([2, 4, 2], [40, 33], Causal::BottomRight, terms);
+        problem.bshd = Some(0);
+        problems.push(problem);
+    }
+    all_close(&problems);
+}
+
+#[test]
 fn soft_caps() {
     let mut problems = Vec::new();
     for (cap, scale) in [(0.5, None), (20.0, None), (2.0, Some(30.0)), (1e20, None)] {
@@ -386,6 +402,13 @@ fn block_masks() {
 #[test]
 fn all_at_once() {
     each(|gpu, tuning, label| {
+        if name(gpu).contains("SwiftShader") {
+            say(format_args!(
+                "skipped: {} binds 10 buffers at most, and takes minutes to compile fewer of these terms",
+                name(gpu)
+            ));
+            return;
+        }
         let mut problem = with(
             [2, 4, 2],
             [37, 90],
@@ -600,7 +623,7 @@ fn slices_change_nothing() {
                 ..caps.clone()
             },
             Caps {
-                loop_budget: 600,
+                loop_budget: 2000,
                 ..caps
             },
         ];
@@ -618,6 +641,13 @@ fn slices_change_nothing() {
 #[test]
 fn default_tuning() {
     for gpu in gpus() {
+        if name(gpu).contains("SwiftShader") {
+            say(format_args!(
+                "skipped: {} takes minutes and gigabytes to compile default tiles with windows",
+                name(gpu)
+            ));
+            continue;
+        }
         for (lengths, terms) in [
             (
                 [1, 300],

@@ -4,8 +4,8 @@
 mod small;
 
 use foveate::{
-    AttentionArgs, DType, Engine, Error, Layout, Merge, MergeArgs, Op, Softmax, SoftmaxArgs,
-    Statistic, View, Weights,
+    AttentionArgs, DType, Engine, Error, Layout, Merge, MergeArgs, Op, Rotary, RotaryArgs, Softmax,
+    SoftmaxArgs, Statistic, View, Weights,
     ops::{Args, Slot},
     reference,
 };
@@ -273,6 +273,70 @@ fn wrong_merge_tensors() {
 }
 
 #[test]
+fn wrong_rotary_tensors() {
+    let app = App::open();
+    let table = Layout::f32([10, 4]);
+    let op = Rotary::new(Layout::f32([1, 2, 4, 8]), table.clone(), table.clone())
+        .positions(Layout::new(DType::U32, [1, 4]));
+    let [x, cos, sin, positions, y] = [256, 160, 160, 16, 256].map(|size| app.buffer(size));
+    let args = || RotaryArgs {
+        x: Some(View::new(&x, op.x.clone())),
+        cos: View::new(&cos, table.clone()),
+        sin: View::new(&sin, table.clone()),
+        positions: Some(View::new(&positions, Layout::new(DType::U32, [1, 4]))),
+        y: View::new(&y, op.y.clone()),
+    };
+    app.run(
+        &app.engine
+            .plan(&op.clone().into())
+            .expect("plans")
+            .bind(args())
+            .expect("all is right"),
+    );
+
+    let mut short = args();
+    short.sin.buffer = &positions;
+    assert_eq!(
+        refused(&app, op.clone(), short),
+        Error::invalid(
+            "sin",
+            "its buffer holds 16 bytes, and the layout ends at 160",
+            TOO_SMALL,
+        )
+    );
+    let mut over = args();
+    over.y.buffer = &x;
+    assert_eq!(
+        refused(&app, op.clone(), over),
+        Error::invalid("y", "is in the buffer of x", OWN_BUFFER)
+    );
+    let mut missing = args();
+    missing.positions = None;
+    assert_eq!(
+        refused(&app, op.clone(), missing),
+        Error::invalid(
+            "positions",
+            "is missing, and the planned op has one",
+            "bind a view for it",
+        )
+    );
+    assert_eq!(
+        refused(&app, op.clone().in_place(), args()),
+        Error::invalid(
+            "x",
+            "is given, but the planned op has none",
+            "leave it out, or plan an op that has it",
+        )
+    );
+    // Tables may share a buffer: nobody writes them.
+    let mut shared = args();
+    shared.sin.buffer = &cos;
+    let plan = app.engine.plan(&op.into()).expect("plans");
+    app.run(&plan.bind(shared).expect("one buffer for both tables"));
+    app.still_works();
+}
+
+#[test]
 fn wrong_tensors_for_weights() {
     let app = App::open();
     let op = Weights::new(attention().with_lse(), Statistic::LargestWeight);
@@ -337,6 +401,12 @@ fn ops_that_cannot_be_planned_leave_the_device_alone() {
         Merge::new(Layout::f32([3, 1, 2, 4, 8]), Layout::f32([2, 1, 2, 4])).into(),
         Weights::new(attention(), Statistic::Entropy).into(),
         Softmax::new(Layout::f32([3, 0]), 1).into(),
+        Rotary::new(
+            Layout::f32([1, 2, 4, 7]),
+            Layout::f32([4, 3]),
+            Layout::f32([4, 3]),
+        )
+        .into(),
         Softmax::new(Layout::f32([3, 5]), 7).into(),
         Softmax::new(Layout::f32([huge]), 0).into(),
     ];

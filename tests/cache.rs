@@ -348,6 +348,7 @@ fn kernels_that_cannot_run_are_skipped() {
             source: attention_merge::Source::Scratch,
             f16: false,
             lse: false,
+            gate: false,
         }
         .into(),
     ];

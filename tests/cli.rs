@@ -9,7 +9,7 @@ use std::{
 
 use foveate::{
     Causal,
-    reference::{self, AttentionInputs},
+    reference::{self, AttentionInputs, RotaryInputs},
 };
 use half::{bf16, f16};
 use npyz::WriterBuilder;
@@ -337,6 +337,68 @@ fn weights_of_files() {
         .failed(2, &["heads 1..4 of 2"]);
 }
 
+/// A window, sinks, and WGSL with a buffer.
+#[test]
+fn attention_with_terms_and_wgsl() {
+    let folder = Folder::new("attention-terms");
+    let (heads, len, dim) = (2usize, 21usize, 8usize);
+    let [q, k, v] = [0.37, 0.53, 0.71].map(|step| wave(heads * len * dim, step));
+    let shape = [1, heads, len, dim];
+    let (sinks, slopes) = ([0.5f32, -1.0], [0.25f32, 0.125]);
+    folder.write_safetensors(
+        "in.safetensors",
+        &[
+            ("q", Dtype::F32, &shape[..], bytes(&q)),
+            ("k", Dtype::F32, &shape[..], bytes(&k)),
+            ("v", Dtype::F32, &shape[..], bytes(&v)),
+            ("sinks", Dtype::F32, &shape[1..2], bytes(&sinks)),
+            ("buffer_0", Dtype::F32, &shape[1..2], bytes(&slopes)),
+        ],
+    );
+    let hook =
+        "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32";
+    folder.write(
+        "alibi.wgsl",
+        &format!("{hook} {{ return score + slopes(head) * (f32(kv_index) - f32(q_index)); }}"),
+    );
+    folder.write("wrong.wgsl", &format!("{hook} {{\n    return scores;\n}}"));
+    let run = |rest: &str| {
+        folder.foveate(&format!(
+            "run attention --in in.safetensors --out out.safetensors --causal top-left --left 5 --first 2 {rest}"
+        ))
+    };
+    run("--mod alibi.wgsl:slopes").succeeded();
+    let want = reference::attention(&AttentionInputs {
+        batch: 1,
+        q_heads: heads,
+        kv_heads: heads,
+        q_len: len,
+        kv_len: len,
+        head_dim: dim,
+        value_dim: dim,
+        q: &wide(&q),
+        k: &wide(&k),
+        v: &wide(&v),
+        sinks: Some(&wide(&sinks)),
+        score: Some(&|score, [_, h, i, j]| score + f64::from(slopes[h]) * (j as f64 - i as f64)),
+        window: Some(foveate::Window {
+            left: Some(5),
+            first: 2,
+            ..Default::default()
+        }),
+        scale: 1.0 / (dim as f64).sqrt(),
+        causal: Causal::TopLeft,
+        ..Default::default()
+    });
+    let out = folder.read_safetensors("out.safetensors");
+    assert_close(&out["o"].2, &want.o, 1e-5);
+    // The place in the caller's own text.
+    run("--mod wrong.wgsl:slopes").failed(2, &["scores", "2"]);
+    run("--mod alibi.wgsl:slopes,more").failed(2, &["buffer_1"]);
+    run("").failed(2, &["buffer_0", "--mod"]);
+    run("--mod nowhere.wgsl").failed(1, &["nowhere.wgsl"]);
+}
+
 /// `[batch, seq, heads, dim]` in and out, in .npy files, the op in JSON; also with one head, where
 /// strides alone do not tell the order.
 #[test]
@@ -417,6 +479,65 @@ fn softmax_of_both_formats() {
         .succeeded();
     let (_, z) = folder.read_npy::<f32>("z.npy");
     assert_close(&z, &reference::softmax(&x, &shape, 0, 2.0, false), 1e-5);
+}
+
+/// `[batch, seq, heads, dim]` and positions in files; the op in words and in JSON.
+#[test]
+fn rotary_of_files() {
+    let folder = Folder::new("rotary");
+    let [batch, seq, heads, dim] = [2usize, 5, 3, 16];
+    let shape = [batch, seq, heads, dim];
+    let x = wave(shape.iter().product(), 0.9);
+    let (cos, sin) = foveate::rotary_tables(0..20, 8, 10_000.0).expect("tables");
+    let positions = [3i64, 0, 19, 7, 7, 1, 2, 3, 4, 5];
+    folder.write_npy("x.npy", &shape.map(|len| len as u64), &x);
+    folder.write_npy("cos.npy", &[20, 4], &cos);
+    folder.write_npy("sin.npy", &[20, 4], &sin);
+    folder.write_npy("positions.npy", &[2, 5], &positions);
+    let (x, cos, sin) = (wide(&exchange(&x, shape)), wide(&cos), wide(&sin));
+    let check = |file: &str, interleaved, rows: &[usize]| {
+        let (out_shape, y) = folder.read_npy::<f32>(file);
+        assert_eq!(out_shape, shape.map(|len| len as u64));
+        let want = reference::rotary(&RotaryInputs {
+            batch,
+            heads,
+            seq,
+            head_dim: dim,
+            rotary_dim: 8,
+            interleaved,
+            inverse: false,
+            x: &x,
+            cos: &cos,
+            sin: &sin,
+            rows,
+        });
+        assert_close(&exchange(&y, shape), &want, 1e-5);
+    };
+
+    let named = "run rotary --layout bshd --rotary-dim 8 --in x.npy cos.npy sin.npy";
+    folder
+        .foveate(&format!("{named} --offset 15 --interleaved --out y.npy"))
+        .succeeded();
+    let counted: Vec<usize> = (0..2).flat_map(|_| 15..20).collect();
+    check("y.npy", true, &counted);
+
+    let op = r#"{"rotary": {"layout": "bshd", "rotary_dim": 8}}"#;
+    let files = ["x.npy", "cos.npy", "sin.npy", "positions.npy"];
+    let mut words = vec!["run", "--op", op, "--out", "z.npy", "--in"];
+    words.extend(files);
+    folder.foveate_args(&words).succeeded();
+    check("z.npy", false, &positions.map(|position| position as usize));
+
+    folder
+        .foveate(&format!("{named} --offset 16 --out w.npy"))
+        .failed(2, &["cos", "20 positions", "the last token is at 20"]);
+    folder
+        .foveate("run rotary --in x.npy cos.npy --out w.npy")
+        .failed(2, &["sin", "--tensor sin=FILE"]);
+    folder.write_npy("positions.npy", &[1, 5], &[0i64, 1, -1, 2, 3]);
+    folder
+        .foveate(&format!("{named} positions.npy --out w.npy"))
+        .failed(2, &["positions", "-1", "4294967295"]);
 }
 
 #[test]

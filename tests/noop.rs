@@ -4,8 +4,8 @@
 mod small;
 
 use foveate::{
-    Attention, AttentionArgs, Causal, DType, Layout, Merge, Op, Schedule, Softmax, SoftmaxArgs,
-    Stage, Statistic, Tuning, View, Weights,
+    Attention, AttentionArgs, Causal, DType, Layout, Merge, Op, Rotary, Schedule, Softmax,
+    SoftmaxArgs, Stage, Statistic, Tuning, View, Weights,
     ops::{Args, Slot},
 };
 use small::App;
@@ -103,6 +103,16 @@ fn ops_go_all_the_way() {
         rows: 2..5,
     };
     assert_eq!(run(&app, &Weights::new(op, matrix).into(), &small), 2);
+    let rotary = rotary([2, 3, 7, 12]);
+    assert_eq!(run(&app, &rotary.clone().in_place().into(), &small), 1);
+    let positions = Layout::new(DType::U32, [2, 7]);
+    assert_eq!(run(&app, &rotary.positions(positions).into(), &small), 1);
+}
+
+/// With a table of 1000 positions.
+fn rotary(shape: [u64; 4]) -> Rotary {
+    let table = Layout::f32([1000, shape[3] / 2]);
+    Rotary::new(Layout::f32(shape), table.clone(), table)
 }
 
 #[test]
@@ -139,6 +149,9 @@ fn slices_bind_within_the_buffers() {
         let steps = run(&app, &op.into(), &Tuning::default());
         assert!(steps > 4, "{steps} steps");
     }
+    let op = rotary([1, 4, 900, 64]).offset(100);
+    let steps = run(&app, &op.into(), &Tuning::default());
+    assert!(steps > 4, "{steps} steps");
 }
 
 #[test]

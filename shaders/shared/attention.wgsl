@@ -48,6 +48,7 @@ struct Params {
     cu_kv_at: u32, cu_kv_sequence: u32,
     head_windows_at: u32, head_windows_head: u32, head_windows_part: u32,
     sinks_at: u32, sinks_head: u32,
+    gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
     blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
     buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
 }
@@ -102,4 +103,8 @@ fn mask_start(tile: Tile, row: u32, p: Params) -> u32 {
 
 fn bias_start(tile: Tile, row: u32, p: Params) -> u32 {
     return p.bias_at + tile.batch * p.bias_batch + head_of(tile, row, p) * p.bias_head + row % p.q_len * p.bias_row;
+}
+
+fn gate_start(tile: Tile, row: u32, p: Params) -> u32 {
+    return p.gate_at + tile.batch * p.gate_batch + head_of(tile, row, p) * p.gate_head + row % p.q_len * p.gate_row;
 }

@@ -10,6 +10,9 @@
 @group(0) @binding(5) var<storage, read_write> lse: array<f32>; // [batch, q_heads, q_len]
 //@endif
 //@endif
+//@if GATE
+@group(0) @binding(21) var<storage, read> gate: array<f32>; // [batch, q_heads, q_len]
+//@endif
 //@if SCRATCH
 @group(0) @binding(16) var<storage, read_write> scratch: array<f32>; // [rows, splits, value_dim + 2]
 //@endif
@@ -64,13 +67,17 @@ fn weight_of(score: f32, maximum: f32, row: Row, key: u32, last: u32) -> f32 {
 //@endif
 }
 
-// What the output is multiplied with in the end.
-fn normaliser(total: f32) -> f32 {
+// What the output of a row is multiplied with in the end.
+fn normaliser(total: f32, tile: Tile, row: u32) -> f32 {
 //@if PROB_MOD
-    return 1.0;
+    var factor = 1.0;
 //@else
-    return reciprocal(total);
+    var factor = reciprocal(total);
 //@endif
+//@if GATE
+    factor *= gate[gate_start(tile, row, params)];
+//@endif
+    return factor;
 }
 
 //@if PARTIAL

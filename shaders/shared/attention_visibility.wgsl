@@ -24,6 +24,9 @@
 @group(0) @binding(14) var<storage, read> blocks: array<u32>; // bits [batch, q_heads, q_blocks, kv_blocks]
 //@endif
 
+// Keys below which a range is not worth a workgroup of its own.
+const LEAST_KEYS: u32 = 128u;
+
 struct Sight {
     start: u32,
     early: u32,
@@ -166,8 +169,15 @@ struct Walk {
 }
 
 fn walk_of(tile: Tile, last_row: u32) -> Walk {
-    let begin = tile.split * params.split_keys;
-    let end = min(begin + params.split_keys, params.kv_len);
+    var keys = params.split_keys;
+//@if KV_LEN
+    // What is valid is shared out among all ranges, as long as each has some keys to work on.
+    if (params.all_splits == params.splits) {
+        keys = min(keys, max(LEAST_KEYS, (keys_of(tile.batch) + params.splits - 1u) / params.splits));
+    }
+//@endif
+    let begin = min(tile.split * keys, params.kv_len);
+    let end = min(begin + keys, params.kv_len);
 //@if LOWER
     // All that any row of the tile sees.
     var all = Sight(end, begin, end, begin);

@@ -1,6 +1,10 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
-use crate::{Attention, Merge, Op, Softmax, bench::Ceilings, ops::dims};
+use crate::{
+    Attention, Layout, Merge, Op, Rotary, Softmax,
+    bench::Ceilings,
+    ops::{Slot, dims},
+};
 
 /// The least that an op can cost.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -63,12 +67,12 @@ impl std::ops::Add for Cost {
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
-/// per element of its parts.
+/// per element of its parts, rotary embedding 3 per element that it turns.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
     for (slot, layout) in op.tensors() {
-        let bytes = stored(layout) as f64;
+        let bytes = touched(op, slot, layout);
         if op.is_output(slot) {
             written_bytes += bytes;
         }
@@ -82,6 +86,7 @@ pub fn cost(op: &Op) -> Cost {
         // Scores alone: what is made of them is less.
         Op::Weights(op) => 2.0 * dims(&op.attention.q)[3] as f64 * op.visible_pairs(),
         Op::Merge(Merge { o_parts, .. }) => 2.0 * o_parts.elements() as f64,
+        Op::Rotary(op) => 3.0 * op.x.elements() as f64 * turned(op),
     };
     Cost {
         operations,
@@ -91,18 +96,47 @@ pub fn cost(op: &Op) -> Cost {
 }
 
 fn in_place(op: &Op) -> bool {
-    matches!(op, Op::Softmax(op) if op.in_place)
+    match op {
+        Op::Softmax(op) => op.in_place,
+        Op::Rotary(op) => op.in_place,
+        _ => false,
+    }
+}
+
+/// Bytes of a tensor that the op needs to touch.
+fn touched(op: &Op, slot: Slot, layout: &Layout) -> f64 {
+    let all = stored(layout) as f64;
+    match (op, slot) {
+        (Op::Rotary(op), Slot::Y) if op.in_place => all * turned(op),
+        (Op::Rotary(op), Slot::Cos | Slot::Sin) => {
+            // With positions on the device, at most one row per token.
+            let tokens = op.positions.as_ref().map_or(u64::MAX, stored_elements);
+            let row = (op.rotary_dim / 2 * layout.dtype.size()) as f64;
+            let rows = stored(&op.rows_read(layout)) as f64;
+            rows.min(tokens as f64 * row)
+        }
+        _ => all,
+    }
+}
+
+/// The part of the channels that a rotary embedding turns.
+fn turned(op: &Rotary) -> f64 {
+    let [.., head_dim] = dims(&op.x);
+    op.rotary_dim as f64 / head_dim as f64
 }
 
 /// Bytes of the elements that are really there: repeated ones count once.
-fn stored(layout: &crate::Layout) -> u64 {
-    let elements: u64 = layout
+fn stored(layout: &Layout) -> u64 {
+    stored_elements(layout) * layout.dtype.size()
+}
+
+fn stored_elements(layout: &Layout) -> u64 {
+    layout
         .shape
         .iter()
         .zip(&layout.strides)
         .map(|(&len, &stride)| if stride == 0 { 1 } else { len })
-        .product();
-    elements * layout.dtype.size()
+        .product()
 }
 
 fn attention_operations(op: &Attention) -> f64 {

@@ -10,4 +10,4 @@ pub use ceilings::{Ceilings, ceilings};
 pub use cost::{Cost, cost};
 pub use profile::Profile;
 pub use timing::{Spread, Timing, time};
-pub use workload::{AttentionShape, Expected, Row, SoftmaxShape, Tensors, Workload};
+pub use workload::{AttentionShape, Expected, RotaryShape, Row, SoftmaxShape, Tensors, Workload};

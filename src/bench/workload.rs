@@ -8,11 +8,16 @@ use std::time::Instant;
 
 use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
-    Attention, AttentionArgs, Causal, DType, Error, Gpu, Layout, MergeArgs, Op, Plan, Result,
-    Schedule, Softmax, SoftmaxArgs, Tensor, Tuning,
-    ops::Args,
-    reference::{self, AttentionInputs},
+    Attention, Causal, DType, Error, Gpu, Layout, Mod, Op, Plan, Result, Rotary, Schedule, Softmax,
+    Tensor, Tuning, Window,
+    ops::{Args, Slot},
+    reference::{self, AttentionInputs, RotaryInputs},
 };
+
+const IDENTITY_MOD: &str =
+    "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
+    return score;
+}";
 
 const SUITE: &str = include_str!("../../benches/shapes.toml");
 
@@ -24,6 +29,8 @@ pub enum Workload {
     Attention(AttentionShape),
     /// Row softmax.
     Softmax(SoftmaxShape),
+    /// Rotary position embedding.
+    Rotary(RotaryShape),
 }
 
 /// Attention on contiguous tensors.
@@ -51,6 +58,24 @@ pub struct AttentionShape {
     /// Causal masking.
     #[serde(default)]
     pub causal: Causal,
+    /// Sliding window.
+    #[serde(default)]
+    pub window: Option<Window>,
+    /// Soft cap on scores.
+    #[serde(default)]
+    pub softcap: Option<f32>,
+    /// A boolean mask of all heads, `[1, 1, q_len, kv_len]`, that hides one key in ten.
+    #[serde(default)]
+    pub mask: bool,
+    /// An additive bias, f32 `[1, q_heads, q_len, kv_len]`.
+    #[serde(default)]
+    pub bias: bool,
+    /// A logit per head in the denominator.
+    #[serde(default)]
+    pub sinks: bool,
+    /// A `score_mod` that returns its argument.
+    #[serde(default)]
+    pub identity_mod: bool,
     /// Storage.
     #[serde(default = "f32")]
     pub dtype: DType,
@@ -70,6 +95,25 @@ pub struct SoftmaxShape {
     #[serde(default)]
     pub log: bool,
     /// Storage.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
+/// Rotary position embedding of a contiguous tensor, positions from 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotaryShape {
+    /// What the row is called.
+    pub name: String,
+    /// Batch entries, heads, tokens and channels.
+    pub shape: [u64; 4],
+    /// Channels that are turned; all when absent.
+    #[serde(default)]
+    pub rotary_dim: Option<u64>,
+    /// Whether neighbours are pairs.
+    #[serde(default)]
+    pub interleaved: bool,
+    /// Storage; tables are f32.
     #[serde(default = "f32")]
     pub dtype: DType,
 }
@@ -113,7 +157,8 @@ pub struct Row {
     pub ceiling_share: f64,
     /// `max |o - reference| / RMS(reference)` against f64.
     pub err: f64,
-    /// The most that `err` may be: 2e-5 (f16 storage: 2e-3), or 1e-6 (1e-3) of the largest element
+    /// The most that `err` may be: 2e-5 (f16 storage: 2e-3; times the square root of `kv_len / 1024` in longer
+    /// attention), or 1e-6 (1e-3) of the largest element
     /// where that is more, as in a softmax of long rows.
     pub err_limit: f64,
     /// Scratch.
@@ -193,6 +238,7 @@ impl Workload {
         match self {
             Self::Attention(shape) => &shape.name,
             Self::Softmax(shape) => &shape.name,
+            Self::Rotary(shape) => &shape.name,
         }
     }
 
@@ -201,17 +247,38 @@ impl Workload {
         match self {
             Self::Attention(a) => {
                 let value_dim = a.value_dim.unwrap_or(a.head_dim);
-                Attention::new(
+                let mut op = Attention::new(
                     Layout::new(a.dtype, [a.batch, a.q_heads, a.q_len, a.head_dim]),
                     Layout::new(a.dtype, [a.batch, a.kv_heads, a.kv_len, a.head_dim]),
                     Layout::new(a.dtype, [a.batch, a.kv_heads, a.kv_len, value_dim]),
                 )
-                .causal(a.causal)
-                .into()
+                .causal(a.causal);
+                op.window = a.window;
+                op.softcap = a.softcap;
+                op.mask = a
+                    .mask
+                    .then(|| Layout::new(DType::Bool, [1, 1, a.q_len, a.kv_len]));
+                op.bias = a
+                    .bias
+                    .then(|| Layout::f32([1, a.q_heads, a.q_len, a.kv_len]));
+                op.sinks = a.sinks.then(|| Layout::f32([a.q_heads]));
+                if a.identity_mod {
+                    op = op.modified(Mod::new(IDENTITY_MOD));
+                }
+                op.into()
             }
             Self::Softmax(s) => {
                 let op = Softmax::new(Layout::new(s.dtype, s.shape.clone()), s.axis);
                 if s.log { op.log().into() } else { op.into() }
+            }
+            Self::Rotary(r) => {
+                let [_, _, tokens, channels] = r.shape;
+                let rotary_dim = r.rotary_dim.unwrap_or(channels);
+                let table = Layout::f32([tokens, rotary_dim / 2]);
+                let x = Layout::new(r.dtype, r.shape);
+                let mut op = Rotary::new(x, table.clone(), table).rotary_dim(rotary_dim);
+                op.interleaved = r.interleaved;
+                op.into()
             }
         }
     }
@@ -303,8 +370,22 @@ impl Workload {
                     Causal::TopLeft => " causal",
                     Causal::BottomRight => " causal (bottom-right)",
                 };
+                let mut terms = String::new();
+                if let Some(window) = a.window {
+                    let side = |keys: Option<u64>| keys.map_or("all".into(), |n| n.to_string());
+                    terms = format!(" window {}+{}", side(window.left), side(window.right));
+                }
+                for (there, word) in [
+                    (a.softcap.is_some(), " softcap"),
+                    (a.mask, " mask"),
+                    (a.bias, " bias"),
+                    (a.sinks, " sinks"),
+                    (a.identity_mod, " score_mod"),
+                ] {
+                    terms.push_str(if there { word } else { "" });
+                }
                 format!(
-                    "attention {} [{}, {heads}, {} x {}, {dims}]{causal}",
+                    "attention {} [{}, {heads}, {} x {}, {dims}]{causal}{terms}",
                     a.dtype, a.batch, a.q_len, a.kv_len
                 )
             }
@@ -312,20 +393,32 @@ impl Workload {
                 let log = if s.log { "log_" } else { "" };
                 format!("{log}softmax {} {:?} axis {}", s.dtype, s.shape, s.axis)
             }
+            Self::Rotary(r) => {
+                let of = r
+                    .rotary_dim
+                    .map_or(String::new(), |dim| format!(" of {dim}"));
+                let pairs = if r.interleaved { " interleaved" } else { "" };
+                format!("rotary {} {:?}{of}{pairs}", r.dtype, r.shape)
+            }
         }
     }
 
     /// The input tensors, in the order of the op: noise, rounded to what the storage holds.
     pub fn inputs(&self, seed: u64) -> Vec<Vec<f32>> {
-        input_layouts(&self.op())
-            .into_iter()
+        inputs_of(&self.op())
             .enumerate()
-            .map(|(place, layout)| {
+            .map(|(place, (_, layout))| {
                 let seed = seed * 16 + place as u64;
                 let mut data = reference::noise(seed, layout.elements() as usize);
                 if layout.dtype == DType::F16 {
                     for x in &mut data {
                         *x = half::f16::from_f32(*x).to_f32();
+                    }
+                }
+                if layout.dtype == DType::Bool {
+                    // Noise lies evenly between -1 and 1.
+                    for x in &mut data {
+                        *x = f32::from(u8::from(*x > -0.8));
                     }
                 }
                 data
@@ -341,9 +434,7 @@ impl Workload {
             .map(|data| data.iter().map(|&x| x.into()).collect())
             .collect();
         let values = match (&op, wide.as_slice()) {
-            (Op::Attention(op), [q, k, v]) => {
-                reference::attention(&AttentionInputs::of(op, q, k, v)).o
-            }
+            (Op::Attention(op), [q, k, v, rest @ ..]) => attention(op, [q, k, v], rest),
             (Op::Softmax(op), [x]) => {
                 let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();
                 let scale = op.scale.unwrap_or(1.0).into();
@@ -353,11 +444,34 @@ impl Workload {
                 let parts = op.o_parts.shape.first().copied().unwrap_or(1);
                 reference::merge(o_parts, lse_parts, parts as usize).o
             }
+            (Op::Rotary(op), [x, cos, sin]) => {
+                let [batch, heads, seq, head_dim] = crate::ops::dims(&op.x).map(|n| n as usize);
+                let rows: Vec<usize> = (0..batch).flat_map(|_| 0..seq).collect();
+                reference::rotary(&RotaryInputs {
+                    batch,
+                    heads,
+                    seq,
+                    head_dim,
+                    rotary_dim: op.rotary_dim as usize,
+                    interleaved: op.interleaved,
+                    inverse: op.inverse,
+                    x,
+                    cos,
+                    sin,
+                    rows: &rows,
+                })
+            }
             _ => Vec::new(),
         };
-        let (of_rms, of_largest) = match output_layout(&op).dtype {
+        // Sums of more keys round more often, and what they are measured by shrinks: both grow, by chance,
+        // as the square root.
+        let longer = match &op {
+            Op::Attention(op) => (op.k.shape[2] as f64 / 1024.0).sqrt().max(1.0),
+            _ => 1.0,
+        };
+        let (of_rms, of_largest) = match output_of(&op).1.dtype {
             DType::F16 => (2e-3, 1e-3),
-            _ => (2e-5, 1e-6),
+            _ => (2e-5 * longer, 1e-6),
         };
         let squares: f64 = values.iter().map(|x| x * x).sum();
         let rms = (squares / values.len().max(1) as f64).sqrt();
@@ -370,6 +484,29 @@ impl Workload {
     }
 }
 
+/// Attention's output, in f64; `rest` are the tensors after q, k and v, in the order of the op.
+fn attention(op: &Attention, [q, k, v]: [&[f64]; 3], rest: &[Vec<f64>]) -> Vec<f64> {
+    let mut rest = rest.iter();
+    let [batch, heads, ..] = crate::ops::dims(&op.q).map(|len| len as usize);
+    // A workload's mask and bias serve all batch entries, and the mask all heads.
+    let mask: Option<Vec<bool>> = op.mask.as_ref().and_then(|_| {
+        let one: Vec<bool> = rest.next()?.iter().map(|&x| x != 0.0).collect();
+        Some(one.repeat(batch * heads))
+    });
+    let bias = op
+        .bias
+        .as_ref()
+        .and_then(|_| Some(rest.next()?.repeat(batch)));
+    let sinks = op.sinks.as_ref().and_then(|_| rest.next());
+    reference::attention(&AttentionInputs {
+        mask: mask.as_deref(),
+        bias: bias.as_deref(),
+        sinks: sinks.map(Vec::as_slice),
+        ..AttentionInputs::of(op, q, k, v)
+    })
+    .o
+}
+
 /// The right result of a workload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expected {
@@ -379,22 +516,20 @@ pub struct Expected {
     pub err_limit: f64,
 }
 
-fn input_layouts(op: &Op) -> Vec<&Layout> {
-    match op {
-        Op::Attention(op) => vec![&op.q, &op.k, &op.v],
-        Op::Softmax(op) => vec![&op.x],
-        Op::Merge(op) => vec![&op.o_parts, &op.lse_parts],
-        // No workload is one.
-        Op::Weights(_) => Vec::new(),
-    }
+/// The tensors that an op reads.
+fn inputs_of(op: &Op) -> impl Iterator<Item = (Slot, &Layout)> {
+    let tensors = op.tensors().into_iter();
+    tensors.filter(|(slot, _)| !op.is_output(*slot))
 }
 
-fn output_layout(op: &Op) -> &Layout {
+/// The tensor that counts of those that it writes.
+fn output_of(op: &Op) -> (Slot, &Layout) {
     match op {
-        Op::Attention(op) => &op.o,
-        Op::Softmax(op) => &op.y,
-        Op::Merge(op) => &op.o,
-        Op::Weights(op) => &op.out,
+        Op::Attention(op) => (Slot::O, &op.o),
+        Op::Softmax(op) => (Slot::Y, &op.y),
+        Op::Merge(op) => (Slot::O, &op.o),
+        Op::Rotary(op) => (Slot::Y, &op.y),
+        Op::Weights(op) => (Slot::Out, &op.out),
     }
 }
 
@@ -405,8 +540,8 @@ const MOST_SETS: usize = 8;
 /// The tensors of one call: inputs by their place in the op, and the output.
 #[derive(Debug)]
 pub struct Tensors {
-    inputs: Vec<Tensor>,
-    output: Tensor,
+    inputs: Vec<(Slot, Tensor)>,
+    output: (Slot, Tensor),
 }
 
 impl Tensors {
@@ -415,14 +550,24 @@ impl Tensors {
     /// # Errors
     /// As [`Gpu::upload_as`].
     pub fn upload(gpu: &Gpu, op: &Op, inputs: &[Vec<f32>]) -> Result<Self> {
-        let inputs = input_layouts(op)
-            .into_iter()
+        let inputs = inputs_of(op)
             .zip(inputs)
-            .map(|(layout, data)| gpu.upload_as(layout.dtype, data, layout.shape.clone()))
+            .map(|((slot, layout), data)| {
+                let shape = layout.shape.clone();
+                let tensor = match layout.dtype {
+                    DType::Bool => {
+                        let visible: Vec<bool> = data.iter().map(|&x| x != 0.0).collect();
+                        gpu.upload_bool(&visible, shape)?
+                    }
+                    dtype => gpu.upload_as(dtype, data, shape)?,
+                };
+                Ok((slot, tensor))
+            })
             .collect::<Result<Vec<_>>>()?;
+        let (slot, layout) = output_of(op);
         Ok(Self {
             inputs,
-            output: gpu.allocate(output_layout(op).clone())?,
+            output: (slot, gpu.allocate(layout.clone())?),
         })
     }
 
@@ -431,22 +576,13 @@ impl Tensors {
     /// # Errors
     /// As [`Plan::bind`].
     pub fn bind(&self, plan: &Plan) -> Result<crate::Call> {
-        let views: Vec<_> = self.inputs.iter().map(Tensor::view).collect();
-        let out = self.output.view();
-        let args: Args<'_> = match views.as_slice() {
-            [q, k, v] => AttentionArgs::new(q.clone(), k.clone(), v.clone(), out).into(),
-            [o_parts, lse_parts] => MergeArgs::new(o_parts.clone(), lse_parts.clone(), out).into(),
-            views => SoftmaxArgs {
-                x: views.first().cloned(),
-                y: out,
-            }
-            .into(),
-        };
+        let all = self.inputs.iter().chain([&self.output]);
+        let args = Args(all.map(|(slot, tensor)| (*slot, tensor.view())).collect());
         plan.bind(args)
     }
 
     /// The output.
     pub fn output(&self) -> &Tensor {
-        &self.output
+        &self.output.1
     }
 }

@@ -27,7 +27,8 @@ use super::{
     tensor_file::{self, Elements, FileTensor, Format, Numbers, Output, TensorFile},
 };
 use crate::{
-    Attention, Causal, DType, Error, Layout, Op, Result, Schedule, Softmax, Tuning, bench,
+    Attention, BlockMask, Causal, Corner, DType, Error, Layout, Mod, Op, Result, Rotary, Schedule,
+    Softmax, Tuning, Window, bench,
     ops::{Args as OpArgs, Slot},
 };
 
@@ -38,7 +39,10 @@ Examples:
   foveate run attention --tensor q=a.npy --tensor k=kv.safetensors:keys \\
       --tensor v=kv.safetensors:values --out o.npy
   foveate run weights mass --in qkv.safetensors --tensor lse=o.safetensors --out mass.npy
+  foveate run attention --in qkv.safetensors --out o.safetensors --causal top-left --left 255 \\
+      --mod alibi.wgsl:slopes --tensor buffer_0=slopes.npy
   foveate run softmax --in x.npy --out y.npy --axis 1 --log
+  foveate run rotary --in x.npy cos.npy sin.npy --out y.npy --layout bshd --offset 512
   foveate run --op '{\"attention\": {\"causal\": \"bottom_right\", \"scale\": 0.125}}' \\
       --in qkv.safetensors --out o.safetensors
   foveate run --op op.json --in x.npy --out y.npy
@@ -47,6 +51,8 @@ The fields of an op in JSON are the flags of the command of its name:
   {\"attention\": {\"causal\": \"none\" | \"top_left\" | \"bottom_right\", \"scale\": number,
                  \"lse\": bool, \"layout\": \"bhsd\" | \"bshd\"}}
   {\"softmax\": {\"axis\": number, \"log\": bool, \"scale\": number}}
+  {\"rotary\": {\"rotary_dim\": number, \"interleaved\": bool, \"inverse\": bool, \"offset\": number,
+              \"layout\": \"bhsd\" | \"bshd\"}}
   {\"weights\": {\"statistic\": \"matrix\" | \"entropy\" | \"largest-weight\" | \"largest-score\" | \"mass\" |
                \"top\", \"stage\": \"scaled\" | \"capped\" | \"final\" | \"weights\", \"heads\": \"A..B\",
                \"rows\": \"A..B\", \"count\": number, and attention's but for lse}}";
@@ -101,6 +107,17 @@ enum Named {
         #[command(flatten)]
         job: Job,
     },
+    /// Rotary position embedding
+    ///
+    /// Takes the tensors x, [batch, heads, seq, dim], cos and sin, [positions, rotary dim / 2] or
+    /// [batch or 1, seq, rotary dim / 2], and where it is given: positions (whole numbers, [batch or 1,
+    /// seq]). Writes y.
+    Rotary {
+        #[command(flatten)]
+        settings: RotarySettings,
+        #[command(flatten)]
+        job: Job,
+    },
 }
 
 /// An op without its shapes, which come from the tensors.
@@ -110,6 +127,7 @@ enum Settings {
     Attention(AttentionSettings),
     Softmax(SoftmaxSettings),
     Weights(WeightsSettings),
+    Rotary(RotarySettings),
 }
 
 #[derive(Debug, Clone, Default, Deserialize, clap::Args)]
@@ -125,9 +143,83 @@ struct AttentionSettings {
     /// Also write the log-sum-exp of the scores, f32 [batch, heads, queries].
     #[arg(long)]
     lse: bool,
+    /// Sliding window: keys before a query's own place that it sees. Default: all.
+    #[arg(long)]
+    left: Option<u64>,
+    /// Keys after its own place that it sees. Default: all, or none with --causal.
+    #[arg(long)]
+    right: Option<u64>,
+    /// Keys at the start that stay visible to the left of the window.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// The last query stands at the last key, without --causal.
+    #[arg(long)]
+    last_at_last: bool,
+    /// Scores become softcap * tanh(score / softcap), before bias.
+    #[arg(long)]
+    softcap: Option<f32>,
+    /// Queries per block of the tensor `blocks`.
+    #[arg(long, default_value_t = 128)]
+    block_q: u64,
+    /// Keys per block of the tensor `blocks`.
+    #[arg(long, default_value_t = 128)]
+    block_kv: u64,
+    /// A file of WGSL that defines score_mod, mask_mod, prob_mod or key_range; may be given several times.
+    /// FILE:NAME,NAME names the functions that read its buffers: the tensors buffer_0, buffer_1 and so on, in
+    /// the order of all mods.
+    #[arg(long = "mod", value_name = "FILE[:NAMES]")]
+    mods: Vec<String>,
     /// Order of the axes of q, k, v and o.
     #[arg(long, value_enum, default_value_t)]
     layout: AxisOrder,
+}
+
+impl AttentionSettings {
+    /// The files of WGSL, with the layouts of their buffers.
+    fn mods(&self, layout: impl Fn(Slot) -> Result<Option<Layout>>) -> Result<Vec<Mod>> {
+        let mut slots = Slot::BUFFERS.into_iter();
+        self.mods
+            .iter()
+            .map(|source| {
+                // A colon may be part of the path.
+                let (path, names) = match source.rsplit_once(':') {
+                    Some((path, names)) if !Path::new(source).exists() => (path, names),
+                    _ => (source.as_str(), ""),
+                };
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
+                let mut change = Mod::new(text);
+                for name in names.split(',').filter(|name| !name.is_empty()) {
+                    let slot = slots.next().ok_or_else(|| {
+                        Error::invalid("--mod", "more buffers than are bound", "use at most 4")
+                    })?;
+                    let layout = layout(slot)?.ok_or_else(|| {
+                        Error::invalid(
+                            slot.name(),
+                            format!("no file has this tensor, which {name} reads"),
+                            format!("add --tensor {}=FILE", slot.name()),
+                        )
+                    })?;
+                    change = change.buffer(name, layout);
+                }
+                Ok(change)
+            })
+            .collect()
+    }
+
+    fn window(&self) -> Option<Window> {
+        let given = self.left.is_some() || self.right.is_some() || self.first > 0;
+        given.then(|| Window {
+            left: self.left,
+            right: self.right,
+            first: self.first,
+            corner: if self.last_at_last {
+                Corner::BottomRight
+            } else {
+                Corner::TopLeft
+            },
+        })
+    }
 }
 
 #[derive(Debug, Clone, Deserialize, clap::Args)]
@@ -152,6 +244,26 @@ impl Default for SoftmaxSettings {
             scale: None,
         }
     }
+}
+
+#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+struct RotarySettings {
+    /// Channels that are turned, an even number; those past them are copied. Default: all.
+    #[arg(long)]
+    rotary_dim: Option<u64>,
+    /// Take neighbouring channels as pairs, instead of the two halves.
+    #[arg(long)]
+    interleaved: bool,
+    /// Turn back.
+    #[arg(long)]
+    inverse: bool,
+    /// Position of the first token, without a tensor of positions.
+    #[arg(long, default_value_t = 0)]
+    offset: u64,
+    /// Order of the axes of x and y.
+    #[arg(long, value_enum, default_value_t)]
+    layout: AxisOrder,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ValueEnum)]
@@ -354,6 +466,9 @@ impl Named {
                 Planning::default(),
                 job,
             ),
+            Self::Rotary { settings, job } => {
+                (Settings::Rotary(settings.clone()), Planning::default(), job)
+            }
         };
         Request {
             settings,
@@ -441,6 +556,18 @@ impl Settings {
                 (Slot::Mask, false),
                 (Slot::Bias, false),
                 (Slot::KvLen, false),
+                (Slot::QLen, false),
+                (Slot::PrefixLen, false),
+                (Slot::CuQ, false),
+                (Slot::CuKv, false),
+                (Slot::HeadWindows, false),
+                (Slot::Sinks, false),
+                (Slot::Gate, false),
+                (Slot::Blocks, false),
+                (Slot::Buffer0, false),
+                (Slot::Buffer1, false),
+                (Slot::Buffer2, false),
+                (Slot::Buffer3, false),
             ],
             Self::Softmax(_) => &[(Slot::X, true)],
             Self::Weights(_) => &[
@@ -451,6 +578,12 @@ impl Settings {
                 (Slot::Bias, false),
                 (Slot::KvLen, false),
             ],
+            Self::Rotary(_) => &[
+                (Slot::X, true),
+                (Slot::Cos, true),
+                (Slot::Sin, true),
+                (Slot::Positions, false),
+            ],
         }
     }
 
@@ -458,7 +591,7 @@ impl Settings {
         match self {
             Self::Attention(AttentionSettings { lse: true, .. }) => &["o", "lse"],
             Self::Attention(_) => &["o"],
-            Self::Softmax(_) => &["y"],
+            Self::Softmax(_) | Self::Rotary(_) => &["y"],
             Self::Weights(settings) if settings.has_keys() => &["out", "keys"],
             Self::Weights(_) => &["out"],
         }
@@ -468,6 +601,7 @@ impl Settings {
     fn in_file(&self, slot: Slot, layout: Layout) -> Layout {
         match self {
             Self::Attention(settings) if slot == Slot::O => settings.layout.exchange(layout),
+            Self::Rotary(settings) => settings.layout.exchange(layout),
             _ => layout,
         }
     }
@@ -579,6 +713,19 @@ impl Settings {
                 op.scale = settings.scale;
                 Ok(op.into())
             }
+            Self::Rotary(settings) => {
+                let x = settings.layout.exchange(given(Slot::X)?);
+                let mut op = Rotary::new(x.clone(), given(Slot::Cos)?, given(Slot::Sin)?);
+                // As it lies in its file.
+                op = op.output(x);
+                if let Some(rotary_dim) = settings.rotary_dim {
+                    op = op.rotary_dim(rotary_dim);
+                }
+                op.interleaved = settings.interleaved;
+                op.inverse = settings.inverse;
+                op.positions = layout(Slot::Positions)?;
+                Ok(op.offset(settings.offset).into())
+            }
             Self::Attention(settings) => {
                 let seen = |layout| settings.layout.exchange(layout);
                 let mut op = Attention::new(
@@ -596,6 +743,33 @@ impl Settings {
                 op.mask = layout(Slot::Mask)?;
                 op.bias = layout(Slot::Bias)?;
                 op.kv_len = layout(Slot::KvLen)?;
+                op.q_len = layout(Slot::QLen)?;
+                op.prefix_len = layout(Slot::PrefixLen)?;
+                op.cu_q = layout(Slot::CuQ)?;
+                op.cu_kv = layout(Slot::CuKv)?;
+                op.head_windows = layout(Slot::HeadWindows)?;
+                op.sinks = layout(Slot::Sinks)?;
+                op.gate = layout(Slot::Gate)?;
+                op.window = settings.window();
+                op.softcap = settings.softcap;
+                op.block_mask = layout(Slot::Blocks)?.map(|bits| BlockMask {
+                    bits,
+                    block_q: settings.block_q,
+                    block_kv: settings.block_kv,
+                });
+                op.mods = settings.mods(layout)?;
+                let read = op.mods.iter().map(|change| change.buffers.len()).sum();
+                if let Some(spare) = inputs.iter().find(|input| {
+                    Slot::BUFFERS
+                        .iter()
+                        .skip(read)
+                        .any(|slot| *slot == input.slot)
+                }) {
+                    return Err(spare.wrong(
+                        "no --mod reads this tensor,".into(),
+                        "name its reader: --mod FILE:NAME",
+                    ));
+                }
                 Ok(op.into())
             }
             Self::Weights(settings) => {

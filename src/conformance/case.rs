@@ -67,6 +67,17 @@ pub(super) enum Values {
     Boolean(Vec<bool>),
 }
 
+impl Values {
+    /// How many there are.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Real(values) => values.len() as u64,
+            Self::Integer(values) => values.len() as u64,
+            Self::Boolean(values) => values.len() as u64,
+        }
+    }
+}
+
 impl Array {
     /// The elements, where they are floats.
     pub fn reals(&self) -> Result<&[f32], String> {

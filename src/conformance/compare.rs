@@ -1,8 +1,13 @@
 //! Outputs against what a case expects.
 
+use std::borrow::Cow;
+
+use safetensors::Dtype;
+
 use super::{
-    case::{Case, Tolerance},
-    problem::Problem,
+    Computed, Seen,
+    case::{Array, Case, Tolerance, Values},
+    problem::{Problem, Source},
 };
 use crate::{
     Op,
@@ -11,42 +16,117 @@ use crate::{
 };
 
 /// The worst error of the outputs (see [`reference::error`]), and what is wrong with them.
-pub(super) fn outputs(
-    case: &Case,
-    problem: &Problem,
-    outputs: &[(Slot, Vec<f32>)],
-) -> (f64, Vec<String>) {
+pub(super) fn outputs(case: &Case, problem: &Problem, computed: &Computed) -> (f64, Vec<String>) {
     let mut worst = 0.0f64;
     let mut complaints = Vec::new();
     for (name, decided) in &problem.decided {
         if case.tensor(name).map(|array| &array.values) != Some(decided) {
-            complaints.push(format!("{name}: the definition gives another mask"));
+            complaints.push(format!("{name}: the definition gives another one"));
         }
     }
-    for (slot, name) in &problem.expected {
-        let got = outputs.iter().find(|(other, _)| other == slot);
-        let want = case.tensor(name);
-        let (Some((_, got)), Some(want)) = (got, want) else {
+    for (name, source) in &problem.expected {
+        let Some(want) = case.tensor(name) else {
             complaints.push(format!("{name}: there is nothing to compare"));
             continue;
         };
-        let values = match want.reals() {
-            Ok(values) => values,
-            Err(message) => {
-                complaints.push(format!("{name}: {message}"));
-                continue;
+        let complaint = match source {
+            Source::Visible(call) => match computed.visible.get(call) {
+                Some(seen) => mask(seen, want),
+                None => Some("no attention was probed".to_owned()),
+            },
+            Source::Call(call, slot) => {
+                let got = computed.outputs.of(*call, *slot).map(Cow::Borrowed);
+                let op = problem.calls.get(*call).map(|call| &call.op);
+                let complaint = numbers(got, want, case.tolerance, &mut worst);
+                complaint.or_else(|| match (op, slot, computed.outputs.of(*call, *slot)) {
+                    // An attention that sees no key gives zeros, and nothing near them.
+                    (Some(Op::Attention(op)), Slot::O, Ok(got)) => {
+                        let want = want.reals().unwrap_or_default();
+                        not_zero(got, want, dims(&op.o)[3])
+                    }
+                    _ => None,
+                })
+            }
+            Source::Host(make) => {
+                let got = make(&computed.outputs).map(Cow::Owned);
+                numbers(got, want, case.tolerance, &mut worst)
             }
         };
-        let reference: Vec<f64> = values.iter().map(|&x| x.into()).collect();
-        worst = worst.max(reference::error(got, &reference));
-        // An attention that sees no key gives zeros, and nothing near them.
-        let complaint = off(got, values, case.tolerance).or_else(|| match &problem.op {
-            Op::Attention(op) if *slot == Slot::O => not_zero(got, values, dims(&op.o)[3]),
-            _ => None,
-        });
         complaints.extend(complaint.map(|complaint| format!("{name}: {complaint}")));
     }
     (worst, complaints)
+}
+
+/// What is wrong with numbers; `worst` keeps the worst error.
+fn numbers(
+    got: Result<Cow<'_, [f32]>, String>,
+    want: &Array,
+    tolerance: Tolerance,
+    worst: &mut f64,
+) -> Option<String> {
+    let (got, values) = match (got, want.reals()) {
+        (Ok(got), Ok(values)) => (got, values),
+        (Err(message), _) | (_, Err(message)) => return Some(message),
+    };
+    let reference: Vec<f64> = values.iter().map(|&x| x.into()).collect();
+    *worst = worst.max(reference::error(&got, &reference));
+    off(&got, values, tolerance.of(want.dtype))
+}
+
+impl Tolerance {
+    /// The tolerance for numbers that were computed in this type: bf16 has 8 bits, and what a reference
+    /// computes in it is off by roundings of its own (four halves of the last bit allow for those of the
+    /// scaled inputs, the scores, the weights and the sum).
+    fn of(self, dtype: Dtype) -> Self {
+        let roundings = match dtype {
+            Dtype::BF16 => 4.0 / 512.0,
+            _ => 0.0,
+        };
+        Self {
+            atol_of_max: self.atol_of_max.max(roundings),
+            ..self
+        }
+    }
+}
+
+/// Where a stored mask, broadcast to all pairs, is not what was seen.
+fn mask(seen: &Seen, want: &Array) -> Option<String> {
+    let Values::Boolean(allowed) = &want.values else {
+        return Some(format!("{} where booleans are expected", want.dtype));
+    };
+    let missing = 4usize.saturating_sub(want.shape.len());
+    let mut shape = vec![1; missing];
+    shape.extend(&want.shape);
+    let fits = |(&len, all): (&u64, u64)| len == 1 || len == all;
+    if shape.len() != 4 || !shape.iter().zip(seen.shape).all(fits) {
+        return Some(format!(
+            "shape {:?} for pairs of {:?}",
+            want.shape, seen.shape
+        ));
+    }
+    let [_, heads, queries, keys] = seen.shape;
+    let wrong = seen.pairs.iter().zip(0u64..).filter(|&(&pair, number)| {
+        let place = [
+            number / (heads * queries * keys),
+            number / (queries * keys) % heads,
+            number / keys % queries,
+            number % keys,
+        ];
+        let axes = place.iter().zip(&shape);
+        let at = axes.fold(0, |at, (place, len)| {
+            at * len + if *len == 1 { 0 } else { *place }
+        });
+        allowed.get(at as usize) != Some(&pair)
+    });
+    let wrong: Vec<u64> = wrong.map(|(_, number)| number).collect();
+    let first = wrong.first()?;
+    Some(format!(
+        "{} of {} pairs are seen and should not be, or the other way round; the first is query {}, key {}",
+        wrong.len(),
+        seen.pairs.len(),
+        first / keys % queries,
+        first % keys
+    ))
 }
 
 /// What is off by more than the tolerance. Numbers that are not finite must be met exactly.

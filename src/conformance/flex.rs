@@ -1,182 +1,155 @@
-//! PyTorch's FlexAttention: a score modification and a mask, each a function of batch entry `b`,
-//! head `h`, query `i` and key `j`. Here they become a bias and a boolean mask.
+//! PyTorch's FlexAttention: a score modification and a mask, each a function of batch entry, head, query
+//! and key. Here they are the op's own terms where it has them, and functions in WGSL where not.
 
 use super::{
     case::Values,
-    problem::{Operand, Problem, Reader, made},
+    problem::{AttentionProblem, Problem, Reader},
 };
-use crate::{Causal, DType, ops::dims};
-
-/// Batch entry, head, query, key.
-type Place = [i64; 4];
-
-/// What a case adds to plain attention.
-#[derive(Default)]
-struct Modification<'a> {
-    /// Key `j` is visible when `j <= i`.
-    causal: bool,
-    /// What else must hold for a key to be visible.
-    mask: Option<Box<dyn Fn(Place) -> bool + 'a>>,
-    /// Whether the mask differs between batch entries, and between heads.
-    mask_per: [bool; 2],
-    /// What is added to the scaled score, per head.
-    bias: Option<Box<dyn Fn(Place) -> f32 + 'a>>,
-}
-
-impl<'a> Modification<'a> {
-    fn causal() -> Self {
-        Self {
-            causal: true,
-            ..Self::default()
-        }
-    }
-
-    fn mask(mut self, visible: impl Fn(Place) -> bool + 'a) -> Self {
-        self.mask = Some(Box::new(visible));
-        self
-    }
-
-    fn bias(mut self, bias: impl Fn(Place) -> f32 + 'a) -> Self {
-        self.bias = Some(Box::new(bias));
-        self
-    }
-
-    fn visible(&self, place: Place) -> bool {
-        let [_, _, i, j] = place;
-        (!self.causal || j <= i) && self.mask.as_ref().is_none_or(|mask| mask(place))
-    }
-}
+use crate::{Causal, Corner, DType, Layout, Mod, Window, ops::dims, presets};
 
 /// `o = softmax(score_mod(scale q k^T), where mask_mod holds) v`.
 pub(super) fn flex(reader: &mut Reader<'_>) -> Result<Problem, String> {
-    let change = modification(reader)?;
-    let mut problem = Problem::attention(
-        Operand::whole(reader.input("q")?, DType::F32),
-        Operand::whole(reader.input("k")?, DType::F32),
-        Operand::whole(reader.input("v")?, DType::F32),
-    )?;
-    let [batch, heads, queries, _] = dims(&problem.op.q);
-    let keys = dims(&problem.op.k)[2];
-    let per = |yes, count| if yes { count } else { 1 };
-    let [per_batch, per_head] = change.mask_per;
-    let shape = [per(per_batch, batch), per(per_head, heads), queries, keys];
-    problem.op.scale = reader.case.scale;
-    if change.causal {
-        problem.op.causal = Causal::TopLeft;
-    }
-    if let Some(mask) = &change.mask {
-        let visible = places(shape)?.map(mask).collect();
-        problem.mask(shape.to_vec(), visible);
-    }
-    if let Some(bias) = &change.bias {
-        let shape = [1, heads, queries, keys];
-        let bias = places(shape)?.map(bias).collect();
-        problem.bias(DType::F32, shape.to_vec(), bias);
-    }
+    let mut problem = AttentionProblem::of(reader, DType::F32)?;
+    let masked = modify(reader, &mut problem)?;
     problem.op = problem.op.with_lse();
-    let mut problem = problem.expect("o");
-    if change.causal || change.mask.is_some() {
-        let visible = places(shape)?.map(|place| change.visible(place)).collect();
+    let problem = problem.expect("o");
+    Ok(if masked {
+        problem.expect_visible("allowed")
+    } else {
         problem
-            .decided
-            .push(("allowed".into(), Values::Boolean(visible)));
-    }
-    Ok(problem)
-}
-
-/// The definitions, by the words of the case's name that say neither size nor gradient.
-fn modification<'a>(reader: &mut Reader<'a>) -> Result<Modification<'a>, String> {
-    let plain = Modification::default();
-    let causal = Modification::causal();
-    let name = definition(&reader.case.name);
-    Ok(match name.as_str() {
-        "noop" => plain,
-        "causal" => causal,
-        "alibi" => plain.bias(alibi(reader)?),
-        "alibi_causal_gqa" => causal.bias(alibi(reader)?),
-        "document_causal_alibi" => {
-            let doc = reader.input("extra.doc")?.integers()?;
-            causal
-                .mask(|[_, _, i, j]| at(doc, i) == at(doc, j))
-                .bias(alibi(reader)?)
-        }
-        "prefix_lm" => {
-            let prefix = reader.number("prefix")?;
-            plain.mask(move |[_, _, i, j]| j <= i || j < prefix)
-        }
-        "prefix_lm_per_batch" => {
-            let prefix = reader.input("extra.prefix")?.integers()?;
-            Modification {
-                mask_per: [true, false],
-                ..plain.mask(|[b, _, i, j]| j <= i || j < at(prefix, b))
-            }
-        }
-        "padding_empty" => {
-            let lengths = reader.input("extra.lengths")?.integers()?;
-            Modification {
-                mask_per: [true, false],
-                ..plain.mask(|[b, _, i, j]| i.max(j) < at(lengths, b))
-            }
-        }
-        "per_head_mask" => {
-            let window = reader.input("extra.window")?.integers()?;
-            Modification {
-                mask_per: [false, true],
-                ..causal.mask(|[_, h, i, j]| i - j <= at(window, h))
-            }
-        }
-        "sliding_causal" => {
-            let window = reader.number("window")?;
-            causal.mask(move |[_, _, i, j]| i - j <= window)
-        }
-        "window_bidir" => {
-            let window = reader.number("window")?;
-            plain.mask(move |[_, _, i, j]| (i - j).abs() <= window)
-        }
-        "window_dilated_causal" => {
-            let (window, dilation) = (reader.number("window")?, reader.count("dilation")?);
-            causal.mask(move |[_, _, i, j]| i - j < window && (i - j) % dilation == 0)
-        }
-        "streaming_sink_win" => {
-            let (sink, window) = (reader.number("sink")?, reader.number("window")?);
-            causal.mask(move |[_, _, i, j]| j < sink || i - j < window)
-        }
-        "neighborhood" => {
-            let (width, radius) = (reader.count("width")?, reader.number("radius")?);
-            plain.mask(move |[_, _, i, j]| {
-                let near = |a: i64, b: i64| (a - b).abs() <= radius;
-                near(i / width, j / width) && near(i % width, j % width)
-            })
-        }
-        "relative_distance" => plain.bias(|[_, _, i, j]| (i - j) as f32),
-        "relbias_table" => {
-            let table = reader.input("extra.bias")?;
-            let values = table.reals()?;
-            // Distances from -(n-1) to n-1, one row per head.
-            let &[_, row] = table.shape.as_slice() else {
-                return Err("extra.bias has not two axes".into());
-            };
-            let row = row as i64;
-            plain.bias(move |[_, h, i, j]| at(values, h * row + i - j + row / 2))
-        }
-        other => return Err(format!("no tensor says what {other} does to scores")),
     })
 }
 
-/// `slope[h] * (j - i)`.
-fn alibi<'a>(reader: &mut Reader<'a>) -> Result<impl Fn(Place) -> f32 + 'a, String> {
-    let slopes = reader.input("extra.slopes")?.reals()?;
-    Ok(|[_, h, i, j]: Place| at(slopes, h) * (j - i) as f32)
+/// Adds what a case's name, without size and gradient, says. Returns whether keys are hidden.
+fn modify(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<bool, String> {
+    let batch = dims(&problem.op.q)[0];
+    let name = definition(&reader.case.name);
+    let causal = |problem: &mut AttentionProblem| problem.op.causal = Causal::TopLeft;
+    match name.as_str() {
+        "noop" => return Ok(false),
+        "causal" => causal(problem),
+        "alibi" => {
+            alibi(reader, problem)?;
+            return Ok(false);
+        }
+        "alibi_causal_gqa" => {
+            causal(problem);
+            alibi(reader, problem)?;
+        }
+        "document_causal_alibi" => {
+            causal(problem);
+            alibi(reader, problem)?;
+            let doc = reader.input("extra.doc")?;
+            let ids = Layout::new(DType::U32, [1, doc.values.len()]);
+            problem.preset(
+                presets::documents(ids.clone(), ids),
+                vec![doc.values.clone(); 2],
+            )?;
+        }
+        "prefix_lm" => {
+            causal(problem);
+            let prefix = count(reader.size("prefix")?)?;
+            problem.prefix_len(vec![prefix; batch as usize]);
+        }
+        "prefix_lm_per_batch" => {
+            causal(problem);
+            problem.prefix_len(reader.input("extra.prefix")?.lengths()?);
+        }
+        "padding_empty" => {
+            let lengths = reader.input("extra.lengths")?.lengths()?;
+            problem.q_len(lengths.clone());
+            problem.kv_len(lengths);
+        }
+        "per_head_mask" => {
+            causal(problem);
+            let windows = reader.input("extra.window")?.lengths()?;
+            // A query's own place counts among the recent ones.
+            let windows = windows.iter().map(|window| [window.saturating_add(1), 0]);
+            problem.head_windows(&windows.collect::<Vec<_>>());
+        }
+        "sliding_causal" => {
+            causal(problem);
+            problem.op.window = Some(Window {
+                left: Some(reader.size("window")?),
+                ..Window::default()
+            });
+        }
+        "window_bidir" => {
+            let window = Some(reader.size("window")?);
+            problem.op.window = Some(Window {
+                left: window,
+                right: window,
+                ..Window::default()
+            });
+        }
+        "window_dilated_causal" => {
+            let (window, dilation) = (reader.count("window")?, reader.count("dilation")?);
+            causal(problem);
+            let left = (window as u64 - 1) / dilation as u64;
+            let change = presets::dilated_window(left, 0, dilation as u64, Corner::TopLeft);
+            problem.preset(change, Vec::new())?;
+        }
+        "streaming_sink_win" => {
+            causal(problem);
+            problem.op.window = Some(Window {
+                left: Some(reader.count("window")? as u64 - 1),
+                first: reader.size("sink")?,
+                ..Window::default()
+            });
+        }
+        // What is at most `radius` away along both axes: the halo of a block of one pixel.
+        "neighborhood" => {
+            let width = reader.count("width")? as u64;
+            let image = [reader.count("height")? as u64, width];
+            let change = presets::halo_blocks(image, 1, reader.size("radius")?);
+            problem.preset(change, Vec::new())?;
+        }
+        "relative_distance" => {
+            problem.modified(
+                Mod::new(
+                    "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
+                        return score + f32(q_index) - f32(kv_index);
+                    }",
+                ),
+                Vec::new(),
+            );
+            return Ok(false);
+        }
+        "relbias_table" => {
+            let table = reader.input("extra.bias")?;
+            // A row per head, of distances from key to query; the preset has those from query to key.
+            let row = table.shape.last().map_or(1, |&row| row.max(1) as usize);
+            let rows = table.reals()?.chunks_exact(row);
+            let turned = rows.flat_map(|row| row.iter().rev().copied()).collect();
+            let change =
+                presets::relative_positions(Layout::f32(table.shape.clone()), Corner::TopLeft);
+            problem.preset(change, vec![Values::Real(turned)])?;
+            return Ok(false);
+        }
+        "softcap" | "softcap_causal" => {
+            let cap = reader.case.params["softcap"].as_f64();
+            problem.op.softcap = Some(cap.ok_or("params has no number `softcap`")? as f32);
+            if name == "softcap" {
+                return Ok(false);
+            }
+            causal(problem);
+        }
+        other => return Err(format!("no tensor says what {other} does to scores")),
+    }
+    Ok(true)
 }
 
-/// An entry of a table, or the type's zero past its end; a case whose tables are too short then
-/// fails by its numbers.
-fn at<T: Copy + Default>(table: &[T], index: i64) -> T {
-    let index = usize::try_from(index).ok();
-    index
-        .and_then(|index| table.get(index))
-        .copied()
-        .unwrap_or_default()
+/// `slope[h] * (j - i)`.
+fn alibi(reader: &mut Reader<'_>, problem: &mut AttentionProblem) -> Result<(), String> {
+    let slopes = reader.input("extra.slopes")?.reals()?.to_vec();
+    let layout = Layout::f32([slopes.len() as u64]);
+    let change = presets::alibi(layout, Corner::TopLeft);
+    problem.preset(change, vec![Values::Real(slopes)])
+}
+
+/// A number as tensors of counts hold it.
+fn count(number: u64) -> Result<u32, String> {
+    u32::try_from(number).map_err(|_| format!("{number} is past the counts of a tensor"))
 }
 
 /// `grad_prefix_lm5_n33_d32` is about `prefix_lm`: letters of each word up to its first digit,
@@ -193,20 +166,6 @@ fn definition(case: &str) -> String {
         .join("_")
 }
 
-/// Every place of a shape, in row-major order.
-fn places(shape: [u64; 4]) -> Result<impl Iterator<Item = Place>, String> {
-    let count = made(&shape)? as i64;
-    let [_, heads, queries, keys] = shape.map(|len| len as i64);
-    Ok((0..count).map(move |n| {
-        [
-            n / (heads * queries * keys),
-            n / (queries * keys) % heads,
-            n / keys % queries,
-            n % keys,
-        ]
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,17 +179,9 @@ mod tests {
             ("streaming_sink4_win16_n129_d32", "streaming_sink_win"),
             ("padding_empty_b3_n33_d32", "padding_empty"),
             ("window_dilated2x4_causal_n67_d32", "window_dilated_causal"),
+            ("grad_softcap20_causal_n67_d16", "softcap_causal"),
         ] {
             assert_eq!(definition(name), want);
         }
-    }
-
-    #[test]
-    fn places_are_row_major() {
-        let all: Vec<Place> = places([1, 2, 2, 2]).expect("few").collect();
-        assert_eq!(all.len(), 8);
-        assert_eq!(all[1], [0, 0, 0, 1]);
-        assert_eq!(all[2], [0, 0, 1, 0]);
-        assert_eq!(all[7], [0, 1, 1, 1]);
     }
 }

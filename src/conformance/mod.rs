@@ -5,21 +5,36 @@
 //! the case's definition and its inputs; [`run`] computes it on a device and compares.
 
 mod case;
+mod coca;
 mod compare;
+mod davit;
 mod flex;
+mod gates;
+mod halonet;
+mod hilo;
+mod linear;
+mod moh;
+mod natten;
 mod onnx;
 mod problem;
+mod relative;
 mod report;
+mod streaming;
 mod torch;
 
 pub use case::{Case, carried, load};
 pub use report::{FamilyRow, Listed, Status, Summary, Verdict};
 
-use problem::Problem;
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+
+use case::Values;
+use problem::{Call, Input, Outputs, Problem, Source};
 
 use crate::{
-    DType, Error, Gpu, Layout, Op, Result, Tensor, Tuning,
-    ops::{Args, Slot},
+    Attention, DType, Error, Gpu, Layout, Op, Plan, Result, Tensor, Tuning,
+    ops::{Args, Slot, dims},
 };
 
 /// Runs a case on a device and compares. `tuning` holds for attention.
@@ -34,12 +49,20 @@ pub fn run(gpu: &Gpu, case: &Case, tuning: &Tuning) -> Verdict {
     if case.op.ends_with("_fwd_bwd") {
         remarks.push("backward: unsupported".to_owned());
     }
-    if problem.half && !f16 {
-        remarks.push("f16 run as f32: the adapter has no f16".to_owned());
+    match problem.storage {
+        Some(Dtype::F16) if !f16 => {
+            remarks.push("f16 run as f32: the adapter has no f16".to_owned());
+        }
+        Some(Dtype::BF16) => {
+            remarks.push("bf16 run as f32: outputs within the roundings of bf16".to_owned());
+        }
+        _ => {}
     }
+    let left_out = problem.left_out.iter();
+    remarks.extend(left_out.map(|name| format!("{name}: unsupported")));
     match compute(gpu, &problem, tuning) {
-        Ok(outputs) => {
-            let (error, complaints) = compare::outputs(case, &problem, &outputs);
+        Ok(computed) => {
+            let (error, complaints) = compare::outputs(case, &problem, &computed);
             if complaints.is_empty() {
                 Verdict::new(case, Status::Passed, Some(error), remarks.join("; "))
             } else {
@@ -71,10 +94,69 @@ pub fn run_all(
     summary
 }
 
-/// The outputs, in the order in which they lie in memory, which is that of the case.
-fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Vec<(Slot, Vec<f32>)>> {
-    let tensors = problem
-        .op
+/// What a problem's calls gave.
+#[derive(Default)]
+struct Computed {
+    outputs: Outputs,
+    /// The pairs of query and key that an attention sees, row-major, by its call.
+    visible: BTreeMap<usize, Seen>,
+}
+
+/// Which of `[batch, heads, queries, keys]` are seen.
+struct Seen {
+    shape: [u64; 4],
+    pairs: Vec<bool>,
+}
+
+fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
+    let mut computed = Computed::default();
+    for (number, call) in problem.calls.iter().enumerate() {
+        let plan = match &call.op {
+            Op::Attention(_) => gpu.engine().plan_with(&call.op, tuning)?,
+            _ => gpu.engine().plan(&call.op)?,
+        };
+        let inputs = given(call, &computed.outputs)?;
+        let wanted = |slot| {
+            let mut sources = problem.expected.iter().map(|(_, source)| source);
+            sources.any(|source| matches!(source, Source::Call(n, s) if (*n, *s) == (number, slot)))
+        };
+        let outputs = launch(gpu, &plan, &call.op, &inputs, wanted)?;
+        computed.outputs.0.push(outputs);
+        if let Op::Attention(op) = &call.op
+            && (problem.expected.iter())
+                .any(|(_, source)| matches!(source, Source::Visible(n) if *n == number))
+        {
+            let seen = probe(gpu, &plan, op, &inputs)?;
+            computed.visible.insert(number, seen);
+        }
+    }
+    Ok(computed)
+}
+
+/// The elements of a call's inputs.
+fn given(call: &Call, outputs: &Outputs) -> Result<Vec<(Slot, Values)>> {
+    let values = call.inputs.iter().map(|(slot, input)| {
+        let values = match input {
+            Input::Given(values) => values.clone(),
+            Input::Made(make) => make(outputs).map_err(|message| {
+                Error::invalid(slot.name(), message, "give the call what it is made of")
+            })?,
+        };
+        Ok((*slot, values))
+    });
+    values.collect()
+}
+
+/// Runs an op. Outputs come in the order in which they lie in memory, which is that of the case; inputs
+/// that are wanted back, through their layouts.
+fn launch(
+    gpu: &Gpu,
+    plan: &Plan,
+    op: &Op,
+    inputs: &[(Slot, Values)],
+    wanted: impl Fn(Slot) -> bool,
+) -> Result<Vec<(Slot, Vec<f32>)>> {
+    let tensors = op
         .tensors()
         .into_iter()
         .map(|(slot, layout)| {
@@ -84,24 +166,86 @@ fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Vec<(Slot, V
                 gpu.write(&tensor, &vec![0x7b; layout.end_bytes() as usize])?;
                 tensor
             } else {
-                problem.upload(gpu, slot, layout)?
+                let values = inputs.iter().find(|(other, _)| *other == slot);
+                let (_, values) = values.ok_or_else(|| {
+                    Error::invalid(slot.name(), "has no values", "give the problem this input")
+                })?;
+                problem::upload(gpu, slot, layout, values)?
             };
             Ok((slot, tensor))
         })
         .collect::<Result<Vec<(Slot, Tensor)>>>()?;
-    let plan = match &problem.op {
-        Op::Attention(_) => gpu.engine().plan_with(&problem.op, tuning)?,
-        _ => gpu.engine().plan(&problem.op)?,
-    };
     let args = Args(tensors.iter().map(|(slot, t)| (*slot, t.view())).collect());
     gpu.run(&plan.bind(args)?)?;
     tensors
         .iter()
-        .filter(|(slot, _)| slot.is_output())
+        .filter(|(slot, _)| slot.is_output() || wanted(*slot))
         .map(|(slot, tensor)| {
             let layout = tensor.layout();
             let memory = Layout::new(layout.dtype, [layout.elements()]);
-            Ok((*slot, gpu.download(&tensor.with_layout(memory))?))
+            let read = if slot.is_output() {
+                tensor.with_layout(memory)
+            } else {
+                tensor.clone()
+            };
+            Ok((*slot, gpu.download(&read)?))
         })
         .collect()
+}
+
+/// Asks the device which pairs an attention sees: with keys of 0 and one-hot values the output is the
+/// weights of as many keys as values have dims, so a run for each such group of keys tells all of them.
+fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, inputs: &[(Slot, Values)]) -> Result<Seen> {
+    let [batch, heads, queries, width] = dims(&op.o);
+    let [_, kv_heads, keys, _] = dims(&op.v);
+    let shape = [batch, heads, queries, keys];
+    let elements = problem::made(&shape)
+        .map_err(|message| Error::unsupported("a stored mask", message, "take a smaller case"))?;
+    let mut pairs = vec![false; elements as usize];
+    let mut inputs = inputs.to_vec();
+    for (slot, values) in &mut inputs {
+        if let (Slot::K, Values::Real(values)) = (slot, values) {
+            values.fill(0.0);
+        }
+    }
+    for first in (0..keys).step_by(width.max(1) as usize) {
+        for (slot, values) in &mut inputs {
+            let (Slot::V, Values::Real(values)) = (slot, values) else {
+                continue;
+            };
+            values.fill(0.0);
+            for head in 0..batch * kv_heads {
+                for dim in 0..width.min(keys - first) {
+                    let place = [head / kv_heads, head % kv_heads, first + dim, dim];
+                    let steps = place.iter().zip(&op.v.strides);
+                    let at = op.v.offset + steps.map(|(place, stride)| place * stride).sum::<u64>();
+                    if let Some(value) = values.get_mut(at as usize) {
+                        *value = 1.0;
+                    }
+                }
+            }
+        }
+        let op_o = &op.o;
+        let outputs = launch(gpu, plan, &op.clone().into(), &inputs, |_| false)?;
+        let Some((_, o)) = outputs.into_iter().find(|(slot, _)| *slot == Slot::O) else {
+            continue;
+        };
+        for row in 0..batch * heads * queries {
+            for dim in 0..width.min(keys - first) {
+                let place = [
+                    row / (heads * queries),
+                    row / queries % heads,
+                    row % queries,
+                    dim,
+                ];
+                let steps = place.iter().zip(&op_o.strides);
+                let at = op_o.offset + steps.map(|(place, stride)| place * stride).sum::<u64>();
+                let weight = o.get(at as usize).copied().unwrap_or(f32::NAN);
+                if let Some(pair) = pairs.get_mut((row * keys + first + dim) as usize) {
+                    *pair = weight != 0.0;
+                }
+            }
+        }
+    }
+    Ok(Seen { shape, pairs })
 }

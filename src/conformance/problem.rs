@@ -3,49 +3,136 @@
 
 use std::collections::BTreeSet;
 
+use safetensors::Dtype;
+use serde_json::Value;
+
 use super::{
     case::{Array, Case, Values},
-    flex, onnx, torch,
+    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
 };
-use crate::{Attention, DType, Error, Gpu, Layout, Op, Result, Tensor, ops::Slot};
+use crate::{
+    Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
+    ops::{Slot, dims},
+};
 
-/// An op on host tensors.
-#[derive(Debug)]
+/// Ops on host tensors.
 pub(super) struct Problem {
-    pub op: Op,
-    /// Elements of each input, in the order in which they lie in the buffer.
-    pub inputs: Vec<(Slot, Values)>,
-    /// Outputs, by their names in the case.
-    pub expected: Vec<(Slot, String)>,
-    /// Masks built here from the definition, to be compared with the intermediates of this name.
+    /// In order: later calls may take what earlier ones gave.
+    pub calls: Vec<Call>,
+    /// What is compared with the case's tensors of these names.
+    pub expected: Vec<(String, Source)>,
+    /// What was decided on the host, to be equal to the intermediates of these names.
     pub decided: Vec<(String, Values)>,
-    /// Whether the case is meant for f16 storage.
-    pub half: bool,
+    /// Outputs of the case that no op computes; the others are compared.
+    pub left_out: Vec<String>,
+    /// How the case's tensors are stored where that is not f32.
+    pub storage: Option<Dtype>,
+}
+
+/// An op with its inputs.
+pub(super) struct Call {
+    pub op: Op,
+    pub inputs: Vec<(Slot, Input)>,
+}
+
+/// The elements of an input, in the order in which they lie in the buffer.
+pub(super) enum Input {
+    Given(Values),
+    /// Made of what earlier calls gave.
+    Made(Make<Values>),
+}
+
+impl From<Values> for Input {
+    fn from(values: Values) -> Self {
+        Self::Given(values)
+    }
+}
+
+/// What a compared tensor comes from.
+pub(super) enum Source {
+    /// An output of a call, as it lies in memory; or one of its inputs, read back through its layout.
+    Call(usize, Slot),
+    /// The pairs of query and key that a call's attention sees.
+    Visible(usize),
+    /// What the host makes of the outputs.
+    Host(Make<Vec<f32>>),
+}
+
+/// Something made of the outputs so far.
+pub(super) type Make<T> = Box<dyn Fn(&Outputs) -> Result<T, String>>;
+
+/// The outputs of the calls so far.
+#[derive(Default)]
+pub(super) struct Outputs(pub Vec<Vec<(Slot, Vec<f32>)>>);
+
+impl Outputs {
+    /// What a call gave in a slot.
+    pub fn of(&self, call: usize, slot: Slot) -> Result<&[f32], String> {
+        self.0
+            .get(call)
+            .and_then(|slots| slots.iter().find(|(other, _)| *other == slot))
+            .map(|(_, values)| values.as_slice())
+            .ok_or_else(|| format!("call {call} gives no {}", slot.name()))
+    }
 }
 
 impl Problem {
     pub fn new(op: impl Into<Op>) -> Self {
         Self {
-            op: op.into(),
-            inputs: Vec::new(),
+            calls: vec![Call {
+                op: op.into(),
+                inputs: Vec::new(),
+            }],
             expected: Vec::new(),
             decided: Vec::new(),
-            half: false,
+            left_out: Vec::new(),
+            storage: None,
         }
     }
 
-    pub fn input(mut self, slot: Slot, values: Values) -> Self {
-        self.inputs.push((slot, values));
+    /// Gives the last call an input.
+    pub fn input(mut self, slot: Slot, input: impl Into<Input>) -> Self {
+        if let Some(call) = self.calls.last_mut() {
+            call.inputs.push((slot, input.into()));
+        }
         self
     }
 
+    /// Adds the calls of another problem, and what it expects of the host; returns the number of its first
+    /// call.
+    pub fn then(&mut self, other: Self) -> usize {
+        let first = self.calls.len();
+        self.calls.extend(other.calls);
+        first
+    }
+
+    /// Compares an output of the last call.
     pub fn expect(mut self, slot: Slot, name: &str) -> Self {
-        self.expected.push((slot, name.to_owned()));
+        let last = self.calls.len().saturating_sub(1);
+        self.expected
+            .push((name.to_owned(), Source::Call(last, slot)));
         self
     }
 
-    /// Attention, with room for what a family adds. `q`, `k` and `v` have four axes and elements,
-    /// so masks can be built for them.
+    /// Compares the pairs that the last call sees with a stored mask.
+    pub fn expect_visible(mut self, name: &str) -> Self {
+        let last = self.calls.len().saturating_sub(1);
+        self.expected.push((name.to_owned(), Source::Visible(last)));
+        self
+    }
+
+    /// Compares what the host makes of the outputs.
+    pub fn expect_host(
+        mut self,
+        name: &str,
+        make: impl Fn(&Outputs) -> Result<Vec<f32>, String> + 'static,
+    ) -> Self {
+        self.expected
+            .push((name.to_owned(), Source::Host(Box::new(make))));
+        self
+    }
+
+    /// Attention, with room for what a family adds.
     pub fn attention(q: Operand, k: Operand, v: Operand) -> Result<AttentionProblem, String> {
         for (name, operand) in [("q", &q), ("k", &k), ("v", &v)] {
             let check = operand.layout.check(name);
@@ -58,43 +145,30 @@ impl Problem {
         made(&op.o.shape)?;
         Ok(AttentionProblem {
             op,
-            inputs: vec![
-                (Slot::Q, q.values),
-                (Slot::K, k.values),
-                (Slot::V, v.values),
-            ],
+            inputs: vec![(Slot::Q, q.input), (Slot::K, k.input), (Slot::V, v.input)],
         })
     }
+}
 
-    /// The tensor of an input.
-    pub fn upload(&self, gpu: &Gpu, slot: Slot, layout: &Layout) -> Result<Tensor> {
-        let (_, values) = self
-            .inputs
-            .iter()
-            .find(|(other, _)| *other == slot)
-            .ok_or_else(|| {
-                Error::invalid(slot.name(), "has no values", "give the problem this input")
-            })?;
-        let tensor = match values {
-            Values::Real(values) => {
-                gpu.upload_as(layout.dtype, values, vec![values.len() as u64])?
-            }
-            Values::Boolean(values) => gpu.upload_bool(values, vec![values.len() as u64])?,
-            Values::Integer(values) => {
-                let lengths = values.iter().map(|&n| u32::try_from(n));
-                let lengths: Vec<u32> = lengths.collect::<Result<_, _>>().map_err(|error| {
-                    Error::invalid(slot.name(), error.to_string(), "give counts")
-                })?;
-                gpu.upload_u32(&lengths, vec![lengths.len() as u64])?
-            }
-        };
-        Ok(tensor.with_layout(layout.clone()))
-    }
+/// Elements on the device, with the layout in which the op reads them.
+pub(super) fn upload(gpu: &Gpu, slot: Slot, layout: &Layout, values: &Values) -> Result<Tensor> {
+    let tensor = match values {
+        Values::Real(values) => gpu.upload_as(layout.dtype, values, vec![values.len() as u64])?,
+        Values::Boolean(values) => gpu.upload_bool(values, vec![values.len() as u64])?,
+        Values::Integer(values) => {
+            let counts = values.iter().map(|&n| u32::try_from(n));
+            let counts: Vec<u32> = counts
+                .collect::<Result<_, _>>()
+                .map_err(|error| Error::invalid(slot.name(), error.to_string(), "give counts"))?;
+            gpu.upload_u32(&counts, vec![counts.len() as u64])?
+        }
+    };
+    Ok(tensor.with_layout(layout.clone()))
 }
 
 /// A tensor with the layout in which the op reads it.
 pub(super) struct Operand {
-    pub values: Values,
+    pub input: Input,
     pub layout: Layout,
 }
 
@@ -102,8 +176,16 @@ impl Operand {
     /// A whole tensor, as it lies in the file.
     pub fn whole(array: &Array, dtype: DType) -> Self {
         Self {
-            values: array.values.clone(),
+            input: Input::Given(array.values.clone()),
             layout: Layout::new(dtype, array.shape.clone()),
+        }
+    }
+
+    /// `[batch, len, heads, dim]` in memory, as `[batch, heads, len, dim]`.
+    pub fn heads_inside(input: Input, dtype: DType, shape: [u64; 4]) -> Self {
+        Self {
+            input,
+            layout: Layout::new(dtype, shape).transposed(1, 2),
         }
     }
 }
@@ -111,18 +193,29 @@ impl Operand {
 /// An attention in the making.
 pub(super) struct AttentionProblem {
     pub op: Attention,
-    inputs: Vec<(Slot, Values)>,
+    inputs: Vec<(Slot, Input)>,
 }
 
 impl AttentionProblem {
+    /// Plain attention of the case's tensors `q`, `k` and `v`.
+    pub fn of(reader: &mut Reader<'_>, dtype: DType) -> Result<Self, String> {
+        let mut problem = Problem::attention(
+            Operand::whole(reader.input("q")?, dtype),
+            Operand::whole(reader.input("k")?, dtype),
+            Operand::whole(reader.input("v")?, dtype),
+        )?;
+        problem.op.scale = reader.case.scale;
+        Ok(problem)
+    }
+
     pub fn mask(&mut self, shape: Vec<u64>, visible: Vec<bool>) {
         self.op.mask = Some(Layout::new(DType::Bool, shape));
-        self.inputs.push((Slot::Mask, Values::Boolean(visible)));
+        self.give(Slot::Mask, Values::Boolean(visible));
     }
 
     pub fn bias(&mut self, dtype: DType, shape: Vec<u64>, bias: Vec<f32>) {
         self.op.bias = Some(Layout::new(dtype, shape));
-        self.inputs.push((Slot::Bias, Values::Real(bias)));
+        self.give(Slot::Bias, Values::Real(bias));
     }
 
     /// A mask as PyTorch and ONNX take them: booleans that say what is visible, or an addend.
@@ -136,20 +229,79 @@ impl AttentionProblem {
     }
 
     pub fn kv_len(&mut self, lengths: Vec<u32>) {
-        let layout = Layout::new(DType::U32, [lengths.len() as u64]);
-        self.op.kv_len = Some(layout);
-        let lengths = lengths.into_iter().map(i64::from).collect();
-        self.inputs.push((Slot::KvLen, Values::Integer(lengths)));
+        self.op.kv_len = Some(self.counts(Slot::KvLen, lengths));
+    }
+
+    pub fn q_len(&mut self, lengths: Vec<u32>) {
+        self.op.q_len = Some(self.counts(Slot::QLen, lengths));
+    }
+
+    pub fn prefix_len(&mut self, lengths: Vec<u32>) {
+        self.op.prefix_len = Some(self.counts(Slot::PrefixLen, lengths));
+    }
+
+    /// Recent and first keys of each head.
+    pub fn head_windows(&mut self, windows: &[[u32; 2]]) {
+        let counts = self.counts(Slot::HeadWindows, windows.as_flattened().to_vec());
+        let shape = [windows.len() as u64, 2];
+        self.op.head_windows = Some(Layout::new(counts.dtype, shape));
+    }
+
+    pub fn sinks(&mut self, sinks: Vec<f32>) {
+        self.op.sinks = Some(Layout::f32([sinks.len() as u64]));
+        self.give(Slot::Sinks, Values::Real(sinks));
+    }
+
+    /// Adds a preset, with the elements of its buffers.
+    pub fn preset(&mut self, change: Result<Mod>, buffers: Vec<Values>) -> Result<(), String> {
+        self.modified(change.map_err(|error| error.to_string())?, buffers);
+        Ok(())
+    }
+
+    /// Adds a modification, with the elements of its buffers.
+    pub fn modified(&mut self, change: Mod, buffers: Vec<Values>) {
+        let bound = self.op.mods.iter().map(|change| change.buffers.len());
+        let first: usize = bound.sum();
+        let slots = Slot::BUFFERS.into_iter().skip(first);
+        self.inputs.extend(
+            slots
+                .zip(buffers)
+                .map(|(slot, values)| (slot, Input::Given(values))),
+        );
+        self.op.mods.push(change);
+    }
+
+    fn give(&mut self, slot: Slot, values: Values) {
+        self.inputs.push((slot, Input::Given(values)));
+    }
+
+    fn counts(&mut self, slot: Slot, counts: Vec<u32>) -> Layout {
+        let layout = Layout::new(DType::U32, [counts.len() as u64]);
+        let counts = counts.into_iter().map(i64::from).collect();
+        self.give(slot, Values::Integer(counts));
+        layout
+    }
+
+    /// The output as `[batch, len, heads * dim]` in memory.
+    pub fn output_heads_inside(&mut self) {
+        let [batch, heads, len, dim] = dims(&self.op.o);
+        let inside = Layout::new(self.op.o.dtype, [batch, len, heads, dim]);
+        self.op.o = inside.transposed(1, 2);
+    }
+
+    /// Done; nothing is compared yet.
+    pub fn done(self) -> Problem {
+        let mut problem = Problem::new(self.op);
+        if let Some(call) = problem.calls.last_mut() {
+            call.inputs = self.inputs;
+        }
+        problem
     }
 
     /// Done; the output is the case's tensor `o`, the log-sum-exp (where asked for) `lse`.
     pub fn expect(self, o: &str) -> Problem {
         let lse = self.op.lse.is_some();
-        let problem = Problem {
-            inputs: self.inputs,
-            ..Problem::new(self.op)
-        }
-        .expect(Slot::O, o);
+        let problem = self.done().expect(Slot::O, o);
         if lse {
             problem.expect(Slot::Lse, "lse")
         } else {
@@ -200,6 +352,38 @@ impl<'a> Reader<'a> {
             .as_i64()
             .ok_or_else(|| format!("params has no whole number `{name}`"))
     }
+
+    /// A whole number from 0 among the case's parameters.
+    pub fn size(&self, name: &str) -> Result<u64, String> {
+        let number = self.number(name)?;
+        u64::try_from(number).map_err(|_| format!("`{name}` in params is {number}, and negative"))
+    }
+
+    /// A size among the case's parameters that may be null.
+    pub fn optional_size(&self, name: &str) -> Result<Option<u64>, String> {
+        match self.case.params.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.size(name).map(Some),
+        }
+    }
+
+    /// Whether a parameter is true; it may be missing.
+    pub fn flag(&self, name: &str) -> bool {
+        self.case.params[name] == true
+    }
+
+    /// An input with as many axes as asked for.
+    pub fn shaped<const RANK: usize>(
+        &mut self,
+        name: &str,
+    ) -> Result<(&'a [f32], [usize; RANK]), String> {
+        let array = self.input(name)?;
+        let shape: Vec<usize> = array.shape.iter().map(|&len| len as usize).collect();
+        let shape = shape
+            .try_into()
+            .map_err(|_| format!("{name} has shape {:?}, not {RANK} axes", array.shape))?;
+        Ok((array.reals()?, shape))
+    }
 }
 
 /// Most elements of a mask, bias or output that is made here for a case: a file of some bytes may
@@ -225,18 +409,35 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "torch_flex" => flex::flex(&mut reader),
         "onnx_softmax" => onnx::softmax(&mut reader, half),
         "onnx_attention" => onnx::attention(&mut reader, half),
+        "onnx_flex_attention" => onnx::flex_attention(&mut reader, half),
+        "natten" => natten::neighborhood(&mut reader),
+        "halonet" => halonet::halo(&mut reader),
+        "hilo" => hilo::hilo(&mut reader),
+        "moh" => moh::mixture_of_heads(&mut reader),
+        "davit" => davit::davit(&mut reader),
+        "duo_attention" => streaming::duo(&mut reader),
+        "gpt_oss_sink" => streaming::sink(&mut reader),
+        "fla_softmax_sink_gate" => gates::sink_gate(&mut reader),
+        "fla_forgetting_attention" => gates::forgetting(&mut reader),
+        "coca" => coca::collinear(&mut reader),
+        "music_transformer" => relative::skewed(&mut reader),
+        "onnx_rotary" => onnx::rotary(&mut reader, half),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.
     if let Some(name) = reader.unused.first() {
         return Err(format!("input {name} is of no use to any op"));
     }
-    let computed = |name: &String| problem.expected.iter().any(|(_, other)| other == name);
+    let compared = |name: &String| {
+        let outputs = problem.expected.iter().map(|(other, _)| other);
+        let decided = problem.decided.iter().map(|(other, _)| other);
+        outputs.chain(decided).any(|other| other == name)
+    };
+    let computed = |name: &String| compared(name) || problem.left_out.contains(name);
     if let Some(name) = case.roles.expected.iter().find(|name| !computed(name)) {
         return Err(format!("no op computes {name}"));
     }
-    let decided = |name: &String| problem.decided.iter().any(|(other, _)| other == name);
-    if let Some(name) = case.roles.intermediate.iter().find(|name| !decided(name)) {
+    if let Some(name) = case.roles.intermediate.iter().find(|name| !compared(name)) {
         return Err(format!("nothing to compare intermediate {name} with"));
     }
     Ok(problem)

@@ -1,6 +1,8 @@
 //! PyTorch's `scaled_dot_product_attention`, and the layers of a real encoder.
 
-use super::problem::{Operand, Problem, Reader};
+use safetensors::Dtype;
+
+use super::problem::{AttentionProblem, Problem, Reader};
 use crate::{Causal, DType};
 
 /// `o = softmax(scale q k^T + mask) v`. A boolean mask says what is visible.
@@ -8,12 +10,7 @@ pub(super) fn sdpa(reader: &mut Reader<'_>, half: DType) -> Result<Problem, Stri
     let case = reader.case;
     let f16 = case.params["inputs_f16_exact"] == true;
     let dtype = if f16 { half } else { DType::F32 };
-    let mut problem = Problem::attention(
-        Operand::whole(reader.input("q")?, dtype),
-        Operand::whole(reader.input("k")?, dtype),
-        Operand::whole(reader.input("v")?, dtype),
-    )?;
-    problem.op.scale = case.scale;
+    let mut problem = AttentionProblem::of(reader, dtype)?;
     problem.op.causal = match &case.params["causal"] {
         serde_json::Value::Null => Causal::None,
         name if name == "top_left" => Causal::TopLeft,
@@ -25,18 +22,13 @@ pub(super) fn sdpa(reader: &mut Reader<'_>, half: DType) -> Result<Problem, Stri
     }
     problem.op = problem.op.with_lse();
     let mut problem = problem.expect("o");
-    problem.half = f16;
+    problem.storage = f16.then_some(Dtype::F16);
     Ok(problem)
 }
 
 /// Key `j` of sequence `b` is visible when `j < kv_len[b]`.
 pub(super) fn real(reader: &mut Reader<'_>) -> Result<Problem, String> {
-    let mut problem = Problem::attention(
-        Operand::whole(reader.input("q")?, DType::F32),
-        Operand::whole(reader.input("k")?, DType::F32),
-        Operand::whole(reader.input("v")?, DType::F32),
-    )?;
-    problem.op.scale = reader.case.scale;
+    let mut problem = AttentionProblem::of(reader, DType::F32)?;
     problem.kv_len(reader.input("kv_len")?.lengths()?);
     problem.op = problem.op.with_lse();
     Ok(problem.expect("o"))

@@ -40,6 +40,8 @@ pub struct AttentionIo {
     pub sinks: bool,
     /// Soft cap on scores.
     pub softcap: bool,
+    /// A factor on each row of the output.
+    pub gate: bool,
     /// Functions of the caller's on scores and visibility.
     pub mods: Mods,
     /// Weights are normalised by what an earlier pass has left in scratch, and changed by the caller's
@@ -75,6 +77,7 @@ impl AttentionIo {
             ("PROB_MOD", self.probs.into()),
             ("SCRATCH", (self.partial || self.probs).into()),
             ("LSE", self.lse.into()),
+            ("GATE", self.gate.into()),
             ("PARTIAL", self.partial.into()),
         ]
     }
@@ -83,7 +86,7 @@ impl AttentionIo {
     /// that weights are changed.
     pub(super) fn of_pairs(self) -> Constants {
         let mut list = self.constants();
-        list.retain(|(name, _)| !["SCRATCH", "PARTIAL"].contains(name));
+        list.retain(|(name, _)| !["SCRATCH", "GATE", "PARTIAL"].contains(name));
         list
     }
 
@@ -115,6 +118,7 @@ impl AttentionIo {
             self.blocks,
             self.sinks,
             self.lse && !self.partial,
+            self.gate,
         ];
         let given = given.into_iter().map(u32::from).sum::<u32>();
         let buffers = others + given + self.mods.buffers() as u32;
@@ -172,6 +176,7 @@ params! {
         cu_kv_at: u32, cu_kv_sequence: u32,
         head_windows_at: u32, head_windows_head: u32, head_windows_part: u32,
         sinks_at: u32, sinks_head: u32,
+        gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
         blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
         buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
     }

@@ -30,6 +30,8 @@ pub struct Variant {
     pub f16: bool,
     /// Log-sum-exp output.
     pub lse: bool,
+    /// A factor on each row.
+    pub gate: bool,
 }
 
 impl Variant {
@@ -50,6 +52,7 @@ impl super::Variant for Variant {
             ("PARTS", (self.source != Source::Scratch).into()),
             ("VEC4", (self.width() == 4).into()),
             ("LSE", self.lse.into()),
+            ("GATE", self.gate.into()),
             ("WORKGROUP", WORKGROUP),
         ]
     }
@@ -64,7 +67,8 @@ impl super::Variant for Variant {
                 caps.max_invocations
             ));
         }
-        let buffers = 2 + u32::from(self.source != Source::Scratch) + u32::from(self.lse);
+        let given = [self.source != Source::Scratch, self.lse, self.gate];
+        let buffers = 2 + given.into_iter().map(u32::from).sum::<u32>();
         if buffers > caps.max_storage_buffers {
             return Err(format!(
                 "{buffers} storage buffers to merge results, and the device allows {}",
@@ -82,6 +86,7 @@ params! {
         all_group: u32, minus_infinity: f32,
         o_at: u32, o_batch: u32, o_head: u32, o_row: u32, o_dim: u32,
         lse_at: u32, lse_batch: u32, lse_head: u32, lse_row: u32,
+        gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
         o_parts_at: u32, o_parts_part: u32, o_parts_batch: u32, o_parts_head: u32,
         o_parts_row: u32, o_parts_dim: u32,
         lse_parts_at: u32, lse_parts_part: u32, lse_parts_batch: u32, lse_parts_head: u32,

@@ -12,6 +12,7 @@ pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod loop_count;
+pub mod rotary;
 pub mod softmax;
 
 mod attention;
@@ -107,6 +108,7 @@ registry! {
     attention_weights: AttentionWeights,
     attention_mass: AttentionMass,
     softmax: Softmax,
+    rotary: Rotary,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -160,6 +160,10 @@ pub struct Attention {
     /// (attention sinks as in gpt-oss). It is not scaled; `lse` includes it.
     #[serde(default)]
     pub sinks: Option<Layout>,
+    /// A factor on each row of the output, f32 broadcast to `[batch, q_heads, q_len]` (mixture of heads: a gate
+    /// per token and head; arXiv:2410.11842). `lse` stays as it is.
+    #[serde(default)]
+    pub gate: Option<Layout>,
     /// Scaled scores become `softcap * tanh(score / softcap)`, before the bias (Gemma 2).
     #[serde(default)]
     pub softcap: Option<f32>,
@@ -199,6 +203,7 @@ impl Attention {
             window: None,
             head_windows: None,
             sinks: None,
+            gate: None,
             softcap: None,
             block_mask: None,
             mods: Vec::new(),
@@ -298,6 +303,13 @@ impl Attention {
         self
     }
 
+    /// Sets the factors on the output's rows.
+    #[must_use]
+    pub fn gate(mut self, gate: Layout) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
     /// Sets the soft cap on scaled scores.
     #[must_use]
     pub fn softcap(mut self, softcap: f32) -> Self {
@@ -381,6 +393,7 @@ impl Attention {
                 | Slot::CuKv
                 | Slot::Sinks => 1,
                 Slot::HeadWindows => 2,
+                Slot::Gate => layout.rank().min(3),
                 Slot::Buffer0 | Slot::Buffer1 | Slot::Buffer2 | Slot::Buffer3 => layout.rank(),
                 // Masks broadcast from any rank up to 4.
                 Slot::Mask | Slot::Bias => layout.rank().min(4),
@@ -402,7 +415,7 @@ impl Attention {
                 | Slot::CuKv
                 | Slot::HeadWindows
                 | Slot::Blocks => (layout.dtype == DType::U32, "u32"),
-                Slot::Sinks => (layout.dtype == DType::F32, "f32"),
+                Slot::Sinks | Slot::Gate => (layout.dtype == DType::F32, "f32"),
                 Slot::Buffer0 | Slot::Buffer1 | Slot::Buffer2 | Slot::Buffer3 => (
                     matches!(layout.dtype, DType::F32 | DType::U32),
                     "f32 or u32",
@@ -488,6 +501,9 @@ impl Attention {
             ));
         }
         let scores = [batch, q_heads, q_len, kv_len];
+        if let Some(gate) = &self.gate {
+            gate.broadcast("gate", &scores[..3])?;
+        }
         for (name, layout) in [("mask", &self.mask), ("bias", &self.bias)] {
             if let Some(layout) = layout {
                 layout.broadcast(name, &scores)?;
@@ -620,6 +636,7 @@ impl Attention {
             (Slot::CuKv, &self.cu_kv),
             (Slot::HeadWindows, &self.head_windows),
             (Slot::Sinks, &self.sinks),
+            (Slot::Gate, &self.gate),
         ] {
             list.extend(layout.as_ref().map(|layout| (slot, layout)));
         }
@@ -716,6 +733,8 @@ pub struct AttentionArgs<'a> {
     pub head_windows: Option<View<'a>>,
     /// Logits in the denominator, where the op has them.
     pub sinks: Option<View<'a>>,
+    /// Factors on rows, where the op has them.
+    pub gate: Option<View<'a>>,
     /// The bits of the block mask, where the op has one.
     pub blocks: Option<View<'a>>,
     /// The buffers of all mods, in their order.
@@ -740,6 +759,7 @@ impl<'a> AttentionArgs<'a> {
             cu_kv: None,
             head_windows: None,
             sinks: None,
+            gate: None,
             blocks: None,
             buffers: Vec::new(),
         }
@@ -765,6 +785,7 @@ impl<'a> From<AttentionArgs<'a>> for Args<'a> {
             (Slot::CuKv, args.cu_kv),
             (Slot::HeadWindows, args.head_windows),
             (Slot::Sinks, args.sinks),
+            (Slot::Gate, args.gate),
             (Slot::Blocks, args.blocks),
         ] {
             list.extend(view.map(|view| (slot, view)));

@@ -3,6 +3,8 @@
 mod attention;
 mod merge;
 mod modification;
+pub mod presets;
+mod rotary;
 mod softmax;
 mod weights;
 
@@ -10,6 +12,7 @@ pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
+pub use rotary::{Rotary, RotaryArgs, rotary_tables};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
 
@@ -33,6 +36,8 @@ pub enum Op {
     Merge(Merge),
     /// Attention's scores and weights, or statistics of them.
     Weights(Weights),
+    /// Rotary position embedding.
+    Rotary(Rotary),
 }
 
 impl Op {
@@ -46,6 +51,7 @@ impl Op {
             Self::Attention(op) => op.check(),
             Self::Merge(op) => op.check(),
             Self::Weights(op) => op.check(),
+            Self::Rotary(op) => op.check(),
         }
     }
 
@@ -56,6 +62,7 @@ impl Op {
             Self::Attention(op) => op.tensors(),
             Self::Merge(op) => op.tensors(),
             Self::Weights(op) => op.tensors(),
+            Self::Rotary(op) => op.tensors(),
         }
     }
 
@@ -89,13 +96,19 @@ impl From<Weights> for Op {
     }
 }
 
+impl From<Rotary> for Op {
+    fn from(op: Rotary) -> Self {
+        Self::Rotary(op)
+    }
+}
+
 /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// Softmax input.
+    /// Input of softmax and rotary embedding.
     X,
-    /// Softmax output.
+    /// Their output.
     Y,
     /// Queries.
     Q,
@@ -125,6 +138,8 @@ pub enum Slot {
     HeadWindows,
     /// Logits in the softmax's denominator.
     Sinks,
+    /// Factors on the rows of attention's output.
+    Gate,
     /// Bits of a block mask.
     Blocks,
     /// The first buffer of an attention's mods.
@@ -143,13 +158,19 @@ pub enum Slot {
     Out,
     /// Numbers of keys.
     Keys,
+    /// Cosines of a rotary embedding.
+    Cos,
+    /// Its sines.
+    Sin,
+    /// Positions of tokens.
+    Positions,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -166,6 +187,7 @@ impl Slot {
         Self::CuKv,
         Self::HeadWindows,
         Self::Sinks,
+        Self::Gate,
         Self::Blocks,
         Self::Buffer0,
         Self::Buffer1,
@@ -175,6 +197,9 @@ impl Slot {
         Self::LseParts,
         Self::Out,
         Self::Keys,
+        Self::Cos,
+        Self::Sin,
+        Self::Positions,
         Self::Scratch,
     ];
 
@@ -200,6 +225,7 @@ impl Slot {
             Self::CuKv => "cu_kv",
             Self::HeadWindows => "head_windows",
             Self::Sinks => "sinks",
+            Self::Gate => "gate",
             Self::Blocks => "blocks",
             Self::Buffer0 => "buffer_0",
             Self::Buffer1 => "buffer_1",
@@ -209,6 +235,9 @@ impl Slot {
             Self::LseParts => "lse_parts",
             Self::Out => "out",
             Self::Keys => "keys",
+            Self::Cos => "cos",
+            Self::Sin => "sin",
+            Self::Positions => "positions",
             Self::Scratch => "scratch",
         }
     }

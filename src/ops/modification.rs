@@ -26,6 +26,16 @@ use crate::{
 ///
 /// `head` is the query head. Each of [`Mod::buffers`] is a function of its name: `slopes(head)` is that element
 /// of the buffer `slopes`, counted along the layout's rows; places past its end give some element or 0.
+/// `valid_keys(batch)` and `valid_queries(batch)` give the lengths of a batch entry. Buffers are bound in the order of
+/// all mods of an op.
+///
+/// The text is plain functions of numbers, with `const`, `struct` and `alias` beside them: no variables outside of
+/// functions, entry points, extensions, barriers, textures or pointers as parameters, and no loops, since some drivers
+/// end long ones without a word: write the steps out, or use a buffer as a table. Its names are its own: kernels and
+/// other mods may have the same. All of it is checked by [`Op::check`](super::Op::check), and errors say the place in
+/// the text.
+///
+/// [`crate::presets`] makes mods of many kinds.
 ///
 /// Source: the functions are those of PyTorch's FlexAttention (arXiv:2412.05496).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -99,7 +99,7 @@ impl Statistic {
 /// memory unless that is what is asked for.
 ///
 /// All terms of the attention count: masks, bias, windows, lengths, packed sequences, sinks, soft cap, block
-/// mask, mods. Its `v` and `o` take no part. Statistics of weights read the log-sum-exp that the attention
+/// mask, mods. Its `v`, `o` and `gate` take no part. Statistics of weights read the log-sum-exp that the attention
 /// wrote ([`Attention::with_lse`]), as an input: `w = exp(score - lse)`, changed by `prob_mod` where there is
 /// one. A query that sees no key has weights of 0. Ties go to the key with the lowest index; weights are
 /// compared as computed, in f32. Results are the same in every run on one device.
@@ -170,7 +170,7 @@ impl Weights {
     fn unused(&self, slot: Slot) -> bool {
         match slot {
             Slot::Q | Slot::K => false,
-            Slot::V | Slot::O => true,
+            Slot::V | Slot::O | Slot::Gate => true,
             _ if self.statistic.sees_all() => true,
             Slot::Lse => !self.statistic.needs_lse(),
             // Weights know of them by the log-sum-exp.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     caps::Caps,
     error::{Error, Result},
-    kernels::{AttentionParams, attention_merge},
+    kernels::{AttentionParams, Kernel, attention_merge},
     ops::{Attention, Corner, Slot, dims},
     shader::mods::Mods,
     tensor::{DType, Layout},
@@ -66,6 +66,7 @@ struct Space<'a> {
     value_dim: u64,
     mask: Option<Layout>,
     bias: Option<Layout>,
+    gate: Option<Layout>,
     operands: Vec<(Slot, Operand<AXES>)>,
 }
 
@@ -143,6 +144,15 @@ impl<'a> Space<'a> {
             let [h, part, ..] = strides(windows);
             add(Slot::HeadWindows, windows, queries([0, h, 0, 0]), part + 1);
         }
+        let gate = op
+            .gate
+            .as_ref()
+            .map(|gate| gate.broadcast("gate", &scores[..3]))
+            .transpose()?;
+        if let Some(gate) = &gate {
+            let [b, h, m, _] = strides(gate);
+            add(Slot::Gate, gate, queries([b, h, m, 0]), 1);
+        }
         if let Some(sinks) = &op.sinks {
             let [h, ..] = strides(sinks);
             add(Slot::Sinks, sinks, queries([0, h, 0, 0]), 1);
@@ -177,6 +187,7 @@ impl<'a> Space<'a> {
             value_dim,
             mask,
             bias,
+            gate,
             operands,
         })
     }
@@ -444,7 +455,9 @@ impl<'a> Space<'a> {
         };
         let mut ranges = Vec::new();
         for &(slot, _) in &self.operands {
-            if (partial && slot.is_output()) || (probs && slot == Slot::Lse) {
+            if (partial && (slot.is_output() || slot == Slot::Gate))
+                || (probs && matches!(slot, Slot::Lse | Slot::Sinks))
+            {
                 continue;
             }
             let Some(window) = self.window(slot, part) else {
@@ -548,6 +561,13 @@ impl<'a> Space<'a> {
                         [params.sinks_head] = layout_places(sinks);
                     }
                 }
+                Slot::Gate => {
+                    params.gate_at = at;
+                    if let Some(gate) = &self.gate {
+                        [params.gate_batch, params.gate_head, params.gate_row] =
+                            layout_places(gate);
+                    }
+                }
                 Slot::Blocks => {
                     params.blocks_at = at;
                     if let Some(mask) = &op.block_mask {
@@ -595,7 +615,7 @@ impl<'a> Space<'a> {
         };
         params.partial_start = small(pass.start / 4);
         let mut ranges = vec![self.scratch(part, splits, pass)];
-        for slot in [Slot::O, Slot::Lse] {
+        for slot in [Slot::O, Slot::Lse, Slot::Gate] {
             let wanted = !(pass.probs && slot == Slot::Lse);
             let Some(window) = self.window(slot, part).filter(|_| wanted) else {
                 continue;
@@ -610,6 +630,13 @@ impl<'a> Space<'a> {
                     params.lse_at = window.first;
                     [params.lse_batch, params.lse_head, params.lse_row, _] = layout_places(lse);
                 }
+                (Slot::Gate, _) => {
+                    params.gate_at = window.first;
+                    if let Some(gate) = &self.gate {
+                        [params.gate_batch, params.gate_head, params.gate_row] =
+                            layout_places(gate);
+                    }
+                }
                 _ => {
                     params.o_at = window.first;
                     [params.o_batch, params.o_head, params.o_row, params.o_dim] =
@@ -621,6 +648,7 @@ impl<'a> Space<'a> {
             source: attention_merge::Source::Scratch,
             f16: op.o.dtype == DType::F16,
             lse: op.lse.is_some() && !pass.probs,
+            gate: op.gate.is_some(),
         };
         let workgroups = elements.div_ceil(attention_merge::WORKGROUP.into());
         Ok(Step {
@@ -630,4 +658,57 @@ impl<'a> Space<'a> {
             grid: grid(workgroups, self.caps)?,
         })
     }
+}
+
+/// See [`Outline::visited_tiles`].
+pub(super) fn visited_tiles(op: &Attention, kernel: Kernel) -> Option<(u64, u64)> {
+    const MOST_TILES: u64 = 1 << 20;
+    let choice = Choice::of(kernel)?;
+    let [batch, q_heads, q_len, _] = dims(&op.q);
+    let [_, kv_heads, kv_len, _] = dims(&op.k);
+    let rows = q_heads / kv_heads * q_len;
+    let (tile, step) = (choice.tile_rows(), choice.step_keys());
+    let tiles = rows.div_ceil(tile);
+    if tiles > MOST_TILES {
+        return None;
+    }
+    // Numbers below 2^29, as the plan has seen to.
+    let [m, n] = [q_len, kv_len].map(|len| len as i64);
+    let reach = op.reach();
+    let count = |keys: Option<u64>| {
+        keys.map_or(i64::from(ALL_PLACES), |keys| {
+            keys.min(ALL_PLACES as u64) as i64
+        })
+    };
+    let ahead = match reach.corner {
+        Corner::TopLeft => 0,
+        Corner::BottomRight => n - m,
+    };
+    let sight = |query: u64| {
+        let place = query as i64 + ahead;
+        let limit = (place + count(reach.right) + 1).clamp(0, n);
+        let first = (place - count(reach.left)).clamp(0, limit);
+        (first, limit, count(Some(reach.early)).min(limit))
+    };
+    let steps = |keys: i64| keys.max(0) as u64;
+    let visited: u64 = (0..tiles)
+        .map(|number| {
+            let first_row = number * tile;
+            let last_row = (first_row + tile).min(rows) - 1;
+            // A tile that crosses heads holds the last queries of one and the first of another.
+            let (low, high) = if first_row / q_len == last_row / q_len {
+                (first_row % q_len, last_row % q_len)
+            } else {
+                (0, q_len - 1)
+            };
+            let ((first, ..), (_, limit, early)) = (sight(low), sight(high));
+            if early >= first {
+                steps(limit).div_ceil(step)
+            } else {
+                steps(early).div_ceil(step) + steps(limit - first).div_ceil(step)
+            }
+        })
+        .sum();
+    let heads = batch * kv_heads;
+    Some((heads * visited, heads * tiles * kv_len.div_ceil(step)))
 }

@@ -34,6 +34,17 @@ pub(super) enum Choice {
 }
 
 impl Choice {
+    /// The schedule and variant of a kernel, if it is one of these.
+    pub(super) fn of(kernel: Kernel) -> Option<Self> {
+        match kernel {
+            Kernel::AttentionDecode(variant) => Some(Self::Decode(variant)),
+            Kernel::AttentionSubgroup(variant) => Some(Self::Subgroup(variant)),
+            Kernel::AttentionTile(variant) => Some(Self::Tile(variant)),
+            Kernel::AttentionMatrix(variant) => Some(Self::Matrix(variant)),
+            _ => None,
+        }
+    }
+
     pub(super) fn schedule(self) -> Schedule {
         match self {
             Self::Decode(_) => Schedule::Decode,
@@ -50,6 +61,10 @@ impl Choice {
             probs,
             // The pass that knows the sums writes it.
             lse: io.lse && !partial && !probs,
+            // The sums that a second pass reads hold them already.
+            sinks: io.sinks && !probs,
+            // The pass that writes the output applies it.
+            gate: io.gate && !partial,
             ..io
         };
         match self {
@@ -217,6 +232,7 @@ pub(super) fn choose(
             source: attention_merge::Source::Scratch,
             f16: io.f16,
             lse: io.lse,
+            gate: io.gate,
         };
         let probs = io.mods.has_prob();
         let mut kernels = vec![
@@ -298,6 +314,7 @@ fn terms(op: &Attention) -> Result<AttentionIo> {
         early,
         blocks: op.block_mask.is_some(),
         sinks: op.sinks.is_some(),
+        gate: op.gate.is_some(),
         softcap: op.softcap.is_some(),
         mods,
         ..AttentionIo::default()

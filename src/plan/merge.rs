@@ -23,6 +23,7 @@ pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
         },
         f16: op.o.dtype == DType::F16,
         lse: op.lse.is_some(),
+        gate: false,
     };
     if let Err(reason) = crate::kernels::Variant::supports(&variant, caps) {
         return Err(Error::unsupported(

@@ -4,6 +4,7 @@
 mod attention;
 mod choose;
 mod merge;
+mod rotary;
 mod slice;
 mod softmax;
 
@@ -31,7 +32,7 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging and weights: whole rows in one dispatch, as far as they go.
+    /// Softmax, merging, rotary embedding and weights: whole rows in one dispatch, as far as they go.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
@@ -166,7 +167,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Weights(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -189,6 +190,7 @@ impl Outline {
             Op::Attention(op) => attention::outline(op, caps, tuning)?,
             Op::Merge(op) => merge::outline(op, caps)?,
             Op::Weights(op) => attention::weights::outline(op, caps)?,
+            Op::Rotary(op) => rotary::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(
@@ -201,6 +203,16 @@ impl Outline {
             ));
         }
         Ok(outline)
+    }
+
+    /// Key tiles that attention's workgroups visit, and those that they would without causal masking and
+    /// window: what only the device knows (lengths, masks, mods) is left out. None for other ops, and for
+    /// more than a million tiles of queries, which would take long to count.
+    pub fn visited_tiles(&self) -> Option<(u64, u64)> {
+        match (&self.op, self.steps.first()) {
+            (Op::Attention(op), Some(step)) => attention::visited_tiles(op, step.kernel),
+            _ => None,
+        }
     }
 
     /// The choice and the reasons, for people.
@@ -217,6 +229,12 @@ impl Outline {
             if self.splits == 1 { "" } else { "s" },
             self.scratch_bytes
         ));
+        if let Some((visited, all)) = self.visited_tiles() {
+            text.push_str(&format!(
+                "visits {visited} of {all} key tiles ({:.1} %), as far as causal masking and windows tell\n",
+                visited as f64 / all as f64 * 100.0
+            ));
+        }
         let mut seen = Vec::new();
         for step in &self.steps {
             if !seen.contains(&step.kernel) {

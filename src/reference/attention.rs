@@ -53,6 +53,8 @@ pub struct AttentionInputs<'a> {
     pub head_windows: Option<&'a [[u32; 2]]>,
     /// Logits in the denominator, `[q_heads]`
     pub sinks: Option<&'a [f64]>,
+    /// A factor on each row of the output, `[batch, q_heads, q_len]`.
+    pub gate: Option<&'a [f64]>,
     /// Scaled scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f64>,
     /// A block mask and the words of its bits, row-major.
@@ -276,7 +278,8 @@ pub fn attention(a: &AttentionInputs<'_>) -> AttentionOutputs {
                         *o += w * v;
                     }
                 }
-                out.o.extend(o);
+                let gate = a.gate.map_or(1.0, |gate| gate[out.lse.len() - 1]);
+                out.o.extend(o.iter().map(|x| gate * x));
             }
         }
     }

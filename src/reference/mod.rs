@@ -2,11 +2,14 @@
 
 mod attention;
 mod merge;
+pub mod presets;
+mod rotary;
 mod softmax;
 mod weights;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
 pub use merge::merge;
+pub use rotary::{RotaryInputs, rotary};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};
 

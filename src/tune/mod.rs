@@ -139,8 +139,8 @@ fn tunings(op: &Op) -> Vec<Tuning> {
                 ..with(Schedule::Ranges)
             }));
         }
-        // It has one way.
-        Op::Merge(_) | Op::Weights(_) => {}
+        // They have one way.
+        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -199,6 +199,11 @@ pub fn bucket(op: &Op) -> String {
             log2(op.o_parts.elements())
         ),
         Op::Weights(op) => format!("weights of 2^{} elements", log2(op.out.elements())),
+        Op::Rotary(op) => format!(
+            "rotary {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.x.elements())
+        ),
         Op::Attention(op) => attention_bucket(op),
     }
 }
@@ -217,7 +222,7 @@ fn attention_bucket(op: &Attention) -> String {
     };
     let fours = |layout: &Layout| layout.strides.last() == Some(&1);
     format!(
-        "attention {} dims {head_dim}+{value_dim} heads 2^{} rows 2^{} keys 2^{}{}{}{}{}{}",
+        "attention {} dims {head_dim}+{value_dim} heads 2^{} rows 2^{} keys 2^{}{}{}{}{}{}{}",
         op.q.dtype,
         log2(batch.saturating_mul(kv_heads)),
         log2(q_len.saturating_mul(group)),
@@ -227,7 +232,46 @@ fn attention_bucket(op: &Attention) -> String {
         has(op.bias.is_some(), "bias"),
         has(op.kv_len.is_some(), "lengths"),
         has(![&op.q, &op.k, &op.v].into_iter().all(fours), "strided"),
+        terms(op),
     )
+}
+
+/// What else decides how many keys a tile visits, and what a score costs.
+fn terms(op: &Attention) -> String {
+    let window = op.window.unwrap_or_default();
+    let reach = [window.left, window.right, Some(window.first)];
+    let mut words = Vec::new();
+    if op.window.is_some() {
+        let log2 =
+            |keys: Option<u64>| keys.map_or("all".into(), |n| format!("2^{}", n.max(1).ilog2()));
+        words.push(format!("window {}", reach.map(log2).join("+")));
+    }
+    for (there, word) in [
+        (op.q_len.is_some(), "q_len"),
+        (op.prefix_len.is_some(), "prefix"),
+        (op.cu_q.is_some(), "packed"),
+        (op.head_windows.is_some(), "head_windows"),
+        (op.sinks.is_some(), "sinks"),
+        (op.gate.is_some(), "gate"),
+        (op.softcap.is_some(), "softcap"),
+    ] {
+        if there {
+            words.push(word.into());
+        }
+    }
+    if let Some(mask) = &op.block_mask {
+        words.push(format!("blocks {}x{}", mask.block_q, mask.block_kv));
+    }
+    if !op.mods.is_empty() {
+        // The same text in every process gives the same number.
+        let text: String = op
+            .mods
+            .iter()
+            .map(|change| change.source.as_str())
+            .collect();
+        words.push(format!("mods {:08x}", crc32fast::hash(text.as_bytes())));
+    }
+    words.iter().map(|word| format!(" {word}")).collect()
 }
 
 /// How results differ, if by more than rounding: `max |a - b| / RMS(b)`.

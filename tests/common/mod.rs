@@ -103,6 +103,8 @@ pub struct Terms {
     pub window: Option<Window>,
     pub head_windows: Option<Vec<[u32; 2]>>,
     pub sinks: Option<Vec<f32>>,
+    /// Noise for every row, or one number for all rows of a head.
+    pub gate: Option<[u64; 3]>,
     pub softcap: Option<f32>,
     pub blocks: Option<Blocks>,
 }
@@ -250,6 +252,22 @@ impl Problem {
         ))
     }
 
+    /// The gate as it is stored, and for every row.
+    fn gate(&self) -> Option<(Vec<f32>, Vec<f64>)> {
+        let shape = self.terms.gate?;
+        let all = [self.batch, self.q_heads, self.q_len];
+        let own = reference::noise(77, shape.iter().product::<u64>() as usize);
+        let mut rows = Vec::new();
+        for row in 0..all.iter().product::<usize>() {
+            let place = [row / (all[1] * all[2]), row / all[2] % all[1], row % all[2]];
+            let at = (0..3).fold(0, |at, axis| {
+                at * shape[axis] as usize + place[axis] % shape[axis] as usize
+            });
+            rows.push(own[at].into());
+        }
+        Some((own, rows))
+    }
+
     pub fn reference(
         &self,
         (q, k, v): (&[f32], &[f32], &[f32]),
@@ -280,6 +298,7 @@ impl Problem {
             None => (None, None),
         };
         let sinks = terms.sinks.as_deref().map(wide);
+        let gate = self.gate();
         let blocks = self.block_mask();
         let scale = self
             .scale
@@ -305,6 +324,7 @@ impl Problem {
             window: terms.window,
             head_windows: terms.head_windows.as_deref(),
             sinks: sinks.as_deref(),
+            gate: gate.as_ref().map(|(_, all)| &all[..]),
             softcap: terms.softcap.map(f64::from),
             blocks: blocks.as_ref().map(|(mask, bits)| (mask, &bits[..])),
             scale: scale.into(),
@@ -406,6 +426,10 @@ impl Problem {
             Some(sinks) => Some(gpu.upload(sinks, [sinks.len() as u64])?),
             None => None,
         };
+        let gate = match (self.gate(), terms.gate) {
+            (Some((own, _)), Some(shape)) => Some(gpu.upload(&own, shape)?),
+            _ => None,
+        };
         let blocks = match self.block_mask() {
             Some((mask, bits)) => {
                 let bits = gpu.upload_u32(&bits, mask.bits.shape.clone())?;
@@ -422,6 +446,7 @@ impl Problem {
             (&cu_kv, &mut op.cu_kv, &mut args.cu_kv),
             (&windows, &mut op.head_windows, &mut args.head_windows),
             (&sinks, &mut op.sinks, &mut args.sinks),
+            (&gate, &mut op.gate, &mut args.gate),
         ] {
             *layout = tensor.as_ref().map(|tensor| tensor.layout().clone());
             *arg = tensor.as_ref().map(Tensor::view);

@@ -244,6 +244,7 @@ fn workloads(program: &Program) -> Result<Vec<Workload>> {
                 match &mut workload {
                     Workload::Attention(shape) => shape.dtype = dtype,
                     Workload::Softmax(shape) => shape.dtype = dtype,
+                    Workload::Rotary(shape) => shape.dtype = dtype,
                 }
                 workload
             })

@@ -99,6 +99,8 @@ impl Peer {
         match workload {
             Workload::Attention(_) => &self.attention,
             Workload::Softmax(_) => &self.softmax,
+            // No peer has it yet.
+            Workload::Rotary(_) => &[],
         }
     }
 

@@ -182,6 +182,7 @@ pub fn dtype(workload: &Workload) -> DType {
     match workload {
         Workload::Attention(shape) => shape.dtype,
         Workload::Softmax(shape) => shape.dtype,
+        Workload::Rotary(shape) => shape.dtype,
     }
 }
 

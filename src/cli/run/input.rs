@@ -8,6 +8,25 @@ use crate::{
     ops::Slot,
 };
 
+/// Whether a tensor holds lengths, places or bits.
+fn counts(slot: Slot) -> bool {
+    matches!(
+        slot,
+        Slot::KvLen
+            | Slot::QLen
+            | Slot::PrefixLen
+            | Slot::CuQ
+            | Slot::CuKv
+            | Slot::HeadWindows
+            | Slot::Blocks
+            | Slot::Positions
+    )
+}
+
+fn buffer(slot: Slot) -> bool {
+    Slot::BUFFERS.contains(&slot)
+}
+
 /// A tensor that was read for a slot.
 pub(super) struct Input {
     pub(super) slot: Slot,
@@ -20,9 +39,12 @@ impl Input {
     pub(super) fn device_type(&self, reals: DType) -> Result<DType> {
         let (dtype, want) = match (self.slot, &self.tensor.elements) {
             (Slot::Mask, Elements::Bool(_)) => return Ok(DType::Bool),
-            (Slot::KvLen, Elements::Integer(_)) => return Ok(DType::U32),
+            (slot, Elements::Integer(_)) if counts(slot) || buffer(slot) => return Ok(DType::U32),
+            // These stay f32 whatever q is stored as.
+            (slot, Elements::Real(_)) if buffer(slot) => return Ok(DType::F32),
+            (Slot::Sinks | Slot::Gate, Elements::Real(_)) => return Ok(DType::F32),
             (Slot::Mask, _) => (self.tensor.stored, "bool"),
-            (Slot::KvLen, _) => (self.tensor.stored, "i32, i64 or u32"),
+            (slot, _) if counts(slot) => (self.tensor.stored, "i32, i64 or u32"),
             (_, Elements::Real(_)) => return Ok(reals),
             _ => (self.tensor.stored, "f32, f16, bf16 or f64"),
         };
@@ -40,15 +62,16 @@ impl Input {
         let tensor = match &self.tensor.elements {
             Elements::Bool(data) => gpu.upload_bool(data, shape)?,
             Elements::Integer(data) => {
-                let lengths = data
+                let numbers = data
                     .iter()
-                    .map(|&length| {
-                        u32::try_from(length).map_err(|_| {
-                            self.wrong(format!("{length}"), "lengths are from 0 to 4294967295")
+                    .map(|&number| {
+                        u32::try_from(number).map_err(|_| {
+                            let remedy = "lengths and positions are from 0 to 4294967295";
+                            self.wrong(format!("{number}"), remedy)
                         })
                     })
                     .collect::<Result<Vec<u32>>>()?;
-                gpu.upload_u32(&lengths, shape)?
+                gpu.upload_u32(&numbers, shape)?
             }
             Elements::Real(data) => {
                 if layout.dtype == DType::F16 {

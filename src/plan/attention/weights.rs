@@ -66,6 +66,7 @@ impl<'a> Pairs<'a> {
             // An input here.
             lse: op.statistic.needs_lse(),
             probs: op.statistic.needs_lse() && io.mods.has_prob(),
+            gate: false,
             sinks: io.sinks && op.statistic == Statistic::LargestScore,
             ..io
         };

@@ -147,7 +147,166 @@ pub(super) fn check_words(
             "use a buffer as a table",
         ));
     }
+    check_operators(text, tokens)?;
     check_size(text, tokens)
+}
+
+/// Binary operators since the last bracket, comma or assignment, which may not stand side by side.
+#[derive(Default)]
+struct Operators {
+    /// Inside of the `<` and `>` of a type.
+    template: bool,
+    logical: Option<u8>,
+    bitwise: Option<u8>,
+    comparison: bool,
+    shift: bool,
+    arithmetic: bool,
+}
+
+impl Operators {
+    /// Takes one more; whether the grammar allows it there.
+    fn take(&mut self, operator: &[u8]) -> bool {
+        let first = operator.first().copied().unwrap_or_default();
+        let allowed = match operator {
+            b"&&" | b"||" => {
+                self.bitwise.is_none() && self.logical.is_none_or(|before| before == first)
+            }
+            b"&" | b"|" | b"^" => {
+                !(self.shift || self.arithmetic || self.comparison || self.logical.is_some())
+                    && self.bitwise.is_none_or(|before| before == first)
+            }
+            b"<<" | b">>" => !self.shift && !self.arithmetic && self.bitwise.is_none(),
+            b"+" | b"-" | b"*" | b"/" | b"%" => !self.shift && self.bitwise.is_none(),
+            _ => self.bitwise.is_none(),
+        };
+        match operator {
+            b"&" | b"|" | b"^" => self.bitwise = Some(first),
+            b"<<" | b">>" => self.shift = true,
+            b"+" | b"-" | b"*" | b"/" | b"%" => self.arithmetic = true,
+            _ => {
+                // Each side of a comparison, and of `&&`, is by itself.
+                self.shift = false;
+                self.arithmetic = false;
+                self.comparison = true;
+                if operator.len() == 2 && matches!(first, b'&' | b'|') {
+                    self.logical = Some(first);
+                }
+            }
+        }
+        allowed
+    }
+}
+
+/// Refuses operators side by side that WGSL wants brackets for: naga takes them, other compilers do not.
+fn check_operators(text: &str, tokens: &[Token]) -> Result<(), Fault> {
+    const TWO: [&[u8]; 18] = [
+        b"&&", b"||", b"<<", b">>", b"==", b"!=", b"<=", b">=", b"->", b"++", b"--", b"+=", b"-=",
+        b"*=", b"/=", b"%=", b"&=", b"|=",
+    ];
+    let bytes = text.as_bytes();
+    let mut levels = vec![Operators::default()];
+    // Whether the token before ends an operand, so that an operator here has two.
+    let mut operand = false;
+    let mut before = "";
+    // Where the last operator ends.
+    let mut done = 0;
+    for token in tokens {
+        let word = &text[token.range.clone()];
+        let at = token.range.start;
+        let Kind::Symbol(symbol) = token.kind else {
+            let statement = ["return", "if", "else", "switch", "case", "default"].contains(&word);
+            if statement && let Some(level) = levels.last_mut() {
+                *level = Operators {
+                    template: level.template,
+                    ..Operators::default()
+                };
+            }
+            operand = !statement;
+            before = word;
+            continue;
+        };
+        if at < done {
+            continue;
+        }
+        let in_template = levels.last().is_some_and(|level| level.template);
+        let starts_template = symbol == b'<'
+            && (["array", "ptr", "bitcast", "atomic"].contains(&before)
+                || (before.len() == 4 && before.starts_with("vec"))
+                || (before.len() == 6 && before.starts_with("mat")));
+        match symbol {
+            b'(' | b'[' | b'{' => {
+                levels.push(Operators::default());
+                operand = false;
+            }
+            b')' | b']' => {
+                levels.pop();
+                operand = true;
+            }
+            b'}' => {
+                levels.pop();
+                if let Some(level) = levels.last_mut() {
+                    *level = Operators::default();
+                }
+                operand = false;
+            }
+            b'<' if starts_template => {
+                levels.push(Operators {
+                    template: true,
+                    ..Operators::default()
+                });
+                operand = false;
+            }
+            b'>' if in_template => {
+                levels.pop();
+                operand = true;
+            }
+            b',' | b';' | b':' | b'@' => {
+                if let Some(level) = levels.last_mut() {
+                    *level = Operators {
+                        template: level.template,
+                        ..Operators::default()
+                    };
+                }
+                operand = false;
+            }
+            b'.' => {}
+            _ => {
+                let three = bytes.get(at..at + 3).unwrap_or_default();
+                let two = bytes.get(at..at + 2).unwrap_or_default();
+                let operator = if [b"<<=", b">>="].iter().any(|op| *op == three) {
+                    three
+                } else if TWO.contains(&two) || two == b"^=" {
+                    two
+                } else {
+                    &bytes[at..at + 1]
+                };
+                done = at + operator.len();
+                let assigns =
+                    operator.ends_with(b"=") && !matches!(operator, b"==" | b"!=" | b"<=" | b">=");
+                if assigns {
+                    if let Some(level) = levels.last_mut() {
+                        *level = Operators::default();
+                    }
+                } else if operand
+                    && !matches!(operator, b"->" | b"++" | b"--" | b"!" | b"~")
+                    && let Some(level) = levels.last_mut()
+                    && !level.take(operator)
+                {
+                    return Err(Fault::at(
+                        at,
+                        format!(
+                            "`{}` beside another operator without brackets",
+                            String::from_utf8_lossy(operator)
+                        ),
+                        "write brackets around what belongs together",
+                    ));
+                }
+                operand = matches!(operator, b"++" | b"--");
+            }
+        }
+        before = "";
+    }
+    Ok(())
 }
 
 /// Whether a word means something in WGSL.
@@ -170,6 +329,10 @@ fn check_size(text: &str, tokens: &[Token]) -> Result<(), Fault> {
         };
         match token.kind {
             Kind::Symbol(b'(' | b'[' | b'{') => {
+                // What is indexed or called in a chain nests as well.
+                if let Some(count) = operators.last_mut() {
+                    *count += 1;
+                }
                 operators.push(0);
                 if operators.len() > MAX_DEPTH {
                     return too(&format!("more than {MAX_DEPTH} open brackets"));
@@ -201,14 +364,14 @@ fn check_size(text: &str, tokens: &[Token]) -> Result<(), Fault> {
             Kind::Symbol(_) => {
                 if let Some(count) = operators.last_mut() {
                     *count += 1;
-                    if *count > MAX_OPERATORS {
-                        return too(&format!(
-                            "more than {MAX_OPERATORS} operators in one expression"
-                        ));
-                    }
                 }
             }
             _ => {}
+        }
+        if operators.last().is_some_and(|count| *count > MAX_OPERATORS) {
+            return too(&format!(
+                "more than {MAX_OPERATORS} operators in one expression"
+            ));
         }
     }
     Ok(())

@@ -328,6 +328,18 @@ fn what_is_no_plain_function_is_refused() {
         (after("fn naïve() {}"), "outside of a comment"),
         (after("\0"), "outside of a comment"),
         (
+            body(&format!("return score{};", ".x".repeat(300))),
+            "operators",
+        ),
+        (
+            body(&format!("return score{};", "[0]".repeat(300))),
+            "operators",
+        ),
+        (
+            body(&format!("return {}score;", "- ".repeat(300))),
+            "operators",
+        ),
+        (
             body(&format!("return score{};", " + 1.0".repeat(300))),
             "operators",
         ),
@@ -358,6 +370,41 @@ fn what_is_no_plain_function_is_refused() {
         }
     }
     assert!(other.is_empty(), "{}", other.join("\n"));
+}
+
+#[test]
+fn operators_are_mixed_as_the_grammar_says() {
+    // naga takes the first list, but the grammar of WGSL, and Tint, do not.
+    for text in [
+        "head & 1u + 2u",
+        "head << 1u + 2u",
+        "1u * head >> 1u",
+        "head << 1u << 1u",
+        "head & 1u | 2u",
+        "2u + head ^ 1u",
+        "select(1u, 2u, head > 1u && batch > 1u || true)",
+        "vec2<u32>(head & 1u * 2u, 1u).x",
+    ] {
+        let found = fault(body(&format!("return f32({text});")));
+        assert!(found.contains("without brackets"), "{text}: {found}");
+    }
+    for text in [
+        "(head & 1u) + 2u",
+        "head << (1u + 2u)",
+        "(head << 1u) << 1u",
+        "head & 1u & 2u & vec2<u32>(1u, head).x",
+        "select(1u, 2u, head > 1u + 2u && batch < 1u << 4u && kv_index != q_index * 2u - 1u)",
+        "select(1u, 2u, (head > 1u && batch > 1u) || !(score >= -2.0 + score))",
+        "array<vec2<u32>, 2>(vec2<u32>(1u), vec2<u32>(head, 3u >> 1u))[head & 1u].x + 2u",
+        "bitcast<u32>(score) >> 1u",
+    ] {
+        let source = body(&format!(
+            "var x = 1u; x += head & 3u; x <<= 2u; let y: vec2<u32>= vec2<u32>(x); return f32({text});"
+        ));
+        if let Err(error) = link(source) {
+            panic!("{text}: {error}");
+        }
+    }
 }
 
 #[test]
