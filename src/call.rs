@@ -244,7 +244,7 @@ fn check(op: &Op, args: &Args<'_>) -> Result<()> {
         }
         for (other, _) in &tensors {
             if *other != slot
-                && slot.is_output()
+                && op.is_output(slot)
                 && find(args, *other).is_some_and(|other| other.buffer == view.buffer)
             {
                 return Err(Error::invalid(

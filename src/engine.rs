@@ -362,7 +362,7 @@ impl Engine {
         // What a candidate does not write must not look like the result of the one before.
         let mut encoder = self.device.create_command_encoder(&Default::default());
         for (slot, _, buffer) in tensors {
-            if slot.is_output() {
+            if op.is_output(*slot) {
                 encoder.clear_buffer(buffer, 0, None);
             }
         }
@@ -437,7 +437,7 @@ impl Engine {
                             | wgpu::BufferUsages::COPY_SRC,
                         mapped_at_creation: false,
                     });
-                    if !slot.is_output() {
+                    if !op.is_output(slot) {
                         for offset in (0..size).step_by(block.len()) {
                             let part = (size - offset).min(block.len() as u64) as usize;
                             queue.write_buffer(&buffer, offset, &block[..part]);

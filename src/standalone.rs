@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     ops::{
         Args, Attention, AttentionArgs, Merge, MergeArgs, Op, Rotary, RotaryArgs, Softmax,
-        SoftmaxArgs,
+        SoftmaxArgs, Statistic, Weights,
     },
     pipeline::checked,
     tensor::{DType, Layout, View},
@@ -372,6 +372,47 @@ impl Gpu {
     /// [`Error::Device`] when the device fails; [`Error::Invalid`] for other element types, and for
     /// a layout that the buffer does not hold.
     pub fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        match tensor.layout.dtype {
+            DType::F32 => Ok(in_order(
+                &tensor.layout,
+                bytemuck::pod_collect_to_vec(&self.bytes_of(tensor)?),
+            )),
+            DType::F16 => {
+                let halves: Vec<half::f16> = bytemuck::pod_collect_to_vec(&self.bytes_of(tensor)?);
+                let all = halves.into_iter().map(half::f16::to_f32).collect();
+                Ok(in_order(&tensor.layout, all))
+            }
+            DType::U32 => Err(Error::invalid(
+                "tensor",
+                "elements are u32",
+                "call Gpu::download_u32",
+            )),
+            other @ DType::Bool => Err(Error::invalid(
+                "tensor",
+                format!("elements are {other}"),
+                "only f32, f16 and u32 tensors are downloaded",
+            )),
+        }
+    }
+
+    /// The elements of a u32 tensor, in row-major order whatever its strides.
+    ///
+    /// # Errors
+    /// As [`Gpu::download`].
+    pub fn download_u32(&self, tensor: &Tensor) -> Result<Vec<u32>> {
+        if tensor.layout.dtype != DType::U32 {
+            return Err(Error::invalid(
+                "tensor",
+                format!("elements are {}", tensor.layout.dtype),
+                "call Gpu::download for f32 and f16",
+            ));
+        }
+        let all = bytemuck::pod_collect_to_vec(&self.bytes_of(tensor)?);
+        Ok(in_order(&tensor.layout, all))
+    }
+
+    /// The bytes of a tensor's buffer as far as its layout reaches.
+    fn bytes_of(&self, tensor: &Tensor) -> Result<Vec<u8>> {
         let layout = &tensor.layout;
         layout.check("tensor")?;
         let size = layout.end_bytes().next_multiple_of(4);
@@ -399,36 +440,7 @@ impl Gpu {
             )?);
         }
         self.take_errors()?;
-        let all: Vec<f32> = match layout.dtype {
-            DType::F32 => bytemuck::pod_collect_to_vec(&bytes),
-            DType::F16 => bytemuck::pod_collect_to_vec::<u8, half::f16>(&bytes)
-                .into_iter()
-                .map(half::f16::to_f32)
-                .collect(),
-            other => {
-                return Err(Error::invalid(
-                    "tensor",
-                    format!("elements are {other}"),
-                    "only f32 and f16 tensors are downloaded",
-                ));
-            }
-        };
-        if *layout == Layout::new(layout.dtype, layout.shape.clone()) {
-            let mut all = all;
-            all.truncate(layout.elements() as usize);
-            return Ok(all);
-        }
-        Ok((0..layout.elements())
-            .map(|number| {
-                let mut rest = number;
-                let mut at = layout.offset;
-                for (len, stride) in layout.shape.iter().zip(&layout.strides).rev() {
-                    at += rest % len * stride;
-                    rest /= len;
-                }
-                all[at as usize]
-            })
-            .collect())
+        Ok(bytes)
     }
 
     /// Submits a call and waits for it.
@@ -466,24 +478,56 @@ impl Gpu {
             k.layout.clone(),
             v.layout.clone(),
         ));
-        for (slot, layout) in [
-            ("lse", &op.lse),
-            ("mask", &op.mask),
-            ("bias", &op.bias),
-            ("kv_len", &op.kv_len),
-        ] {
-            if layout.is_some() {
-                return Err(Error::invalid(
-                    slot,
-                    "has no tensor in this call",
-                    "call Gpu::compute with AttentionArgs",
-                ));
-            }
-        }
+        has_no_more(&op, "call Gpu::compute with AttentionArgs")?;
         let o = self.allocate(op.o.clone())?;
         let args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
         self.compute(&op.into(), args)?;
         Ok(o)
+    }
+
+    /// Scores or weights of the attention of `q` and `k` (`[batch, heads, seq, dim]`), or a statistic of
+    /// them, with what `options` sets on the attention: scale and causality. The second tensor holds
+    /// numbers of keys, where the statistic has them. Weights take two calls, of which the first finds the
+    /// log-sum-exp. Masks, biases and lengths go through [`Gpu::compute`].
+    ///
+    /// # Errors
+    /// As [`Gpu::compute`].
+    pub fn weights(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        statistic: Statistic,
+        options: impl FnOnce(Attention) -> Attention,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        // The values take no part: any that fit will do.
+        let mut attention = options(Attention::new(
+            q.layout.clone(),
+            k.layout.clone(),
+            k.layout.clone(),
+        ));
+        has_no_more(&attention, "call Gpu::compute with Weights::args")?;
+        if statistic.needs_lse() {
+            attention = attention.with_lse();
+        }
+        let op = Weights::new(attention, statistic);
+        let o = self.allocate(op.attention.o.clone())?;
+        let mut args = AttentionArgs::new(q.view(), k.view(), k.view(), o.view());
+        let lse = match &op.attention.lse {
+            Some(lse) => Some(self.allocate(lse.clone())?),
+            None => None,
+        };
+        if let Some(lse) = &lse {
+            args.lse = Some(lse.view());
+            self.compute(&op.attention.clone().into(), args.clone())?;
+        }
+        let out = self.allocate(op.out.clone())?;
+        let keys = match &op.keys {
+            Some(keys) => Some(self.allocate(keys.clone())?),
+            None => None,
+        };
+        let args = op.args(args, out.view(), keys.as_ref().map(Tensor::view));
+        self.compute(&op.into(), args)?;
+        Ok((out, keys))
     }
 
     /// Merges attention results over parts of the keys, outputs `[parts, batch, heads, seq,
@@ -620,4 +664,38 @@ impl Tensor {
             layout,
         }
     }
+}
+
+/// Elements of a layout in row-major order, from those of its buffer.
+fn in_order<T: Copy>(layout: &Layout, mut all: Vec<T>) -> Vec<T> {
+    if *layout == Layout::new(layout.dtype, layout.shape.clone()) {
+        all.truncate(layout.elements() as usize);
+        return all;
+    }
+    (0..layout.elements())
+        .map(|number| {
+            let mut rest = number;
+            let mut at = layout.offset;
+            for (len, stride) in layout.shape.iter().zip(&layout.strides).rev() {
+                at += rest % len * stride;
+                rest /= len;
+            }
+            all[at as usize]
+        })
+        .collect()
+}
+
+/// Checks that an attention asks for no tensor that a call has no place for.
+fn has_no_more(op: &Attention, remedy: &str) -> Result<()> {
+    for (slot, layout) in [
+        ("lse", op.lse.as_ref()),
+        ("mask", op.mask.as_ref()),
+        ("bias", op.bias.as_ref()),
+        ("kv_len", op.kv_len.as_ref()),
+    ] {
+        if layout.is_some() {
+            return Err(Error::invalid(slot, "has no tensor in this call", remedy));
+        }
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ mod small;
 
 use foveate::{
     AttentionArgs, DType, Engine, Error, Layout, Merge, MergeArgs, Op, Rotary, RotaryArgs, Softmax,
-    SoftmaxArgs, View,
+    SoftmaxArgs, Statistic, View, Weights,
     ops::{Args, Slot},
     reference,
 };
@@ -337,6 +337,61 @@ fn wrong_rotary_tensors() {
 }
 
 #[test]
+fn wrong_tensors_for_weights() {
+    let app = App::open();
+    let op = Weights::new(attention().with_lse(), Statistic::LargestWeight);
+    let lse_layout = op.attention.lse.clone().expect("it is asked for");
+    let lse = app.buffer(lse_layout.end_bytes());
+    let lse_in = |buffer| Some(View::new(buffer, lse_layout.clone()));
+    let [q, k, out, keys] = [&op.attention.q, &op.attention.k, &op.out, &op.out]
+        .map(|layout| app.buffer(layout.end_bytes()));
+    let v = View::new(&k, op.attention.v.clone());
+    let mut args = AttentionArgs::new(
+        View::new(&q, op.attention.q.clone()),
+        View::new(&k, op.attention.k.clone()),
+        v.clone(),
+        v,
+    );
+    args.lse = lse_in(&lse);
+    let out_view = || View::new(&out, op.out.clone());
+    let keys_view = |buffer| Some(View::new(buffer, op.keys.clone().expect("it has them")));
+
+    assert_eq!(
+        refused(&app, op.clone(), op.args(args.clone(), out_view(), None)),
+        Error::invalid(
+            "keys",
+            "is missing, and the planned op has one",
+            "bind a view for it",
+        )
+    );
+    // Both outputs in one buffer.
+    assert_eq!(
+        refused(
+            &app,
+            op.clone(),
+            op.args(args.clone(), out_view(), keys_view(&out))
+        ),
+        Error::invalid("out", "is in the buffer of keys", OWN_BUFFER)
+    );
+    // The log-sum-exp is an input: it may share a buffer with inputs, not with outputs.
+    let mut over = args.clone();
+    over.lse = lse_in(&q);
+    let plan = app.engine.plan(&op.clone().into()).expect("plans");
+    plan.bind(op.args(over.clone(), out_view(), keys_view(&keys)))
+        .expect("inputs may share");
+    over.lse = lse_in(&out);
+    assert_eq!(
+        refused(
+            &app,
+            op.clone(),
+            op.args(over, out_view(), keys_view(&keys))
+        ),
+        Error::invalid("out", "is in the buffer of lse", OWN_BUFFER)
+    );
+    app.still_works();
+}
+
+#[test]
 fn ops_that_cannot_be_planned_leave_the_device_alone() {
     let app = App::open();
     let huge = app.engine.caps().max_buffer_bytes;
@@ -344,6 +399,7 @@ fn ops_that_cannot_be_planned_leave_the_device_alone() {
         attention().scale(f32::NAN).into(),
         attention().output(Layout::f32([1, 2, 4, 7])).into(),
         Merge::new(Layout::f32([3, 1, 2, 4, 8]), Layout::f32([2, 1, 2, 4])).into(),
+        Weights::new(attention(), Statistic::Entropy).into(),
         Softmax::new(Layout::f32([3, 0]), 1).into(),
         Rotary::new(
             Layout::f32([1, 2, 4, 7]),

@@ -286,6 +286,57 @@ fn attention_of_a_safetensors_file() {
     }
 }
 
+#[test]
+fn weights_of_files() {
+    let folder = Folder::new("weights");
+    let [heads, seq, dim] = [2, 9, 8];
+    let shape = [1, heads, seq, dim].map(|len| len as u64);
+    let [q, k] = [0.37, 0.53].map(|step| wave(heads * seq * dim, step));
+    for (name, data) in [("q", &q), ("k", &k), ("v", &k)] {
+        folder.write_npy(&format!("{name}.npy"), &shape, data);
+    }
+    folder
+        .foveate("run attention --in q.npy k.npy v.npy --out o.safetensors --lse --causal top-left")
+        .succeeded();
+    let out = "--in q.npy k.npy --tensor lse=o.safetensors --causal top-left --out out.safetensors";
+    folder
+        .foveate(&format!("run weights matrix --heads 1..2 {out}"))
+        .succeeded();
+    let rows = folder.read_safetensors("out.safetensors")["out"].clone();
+    assert_eq!(rows.1, [1, 1, seq, seq]);
+    for (query, row) in rows.2.chunks(seq).enumerate() {
+        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        assert!(row[query + 1..].iter().all(|&w| w == 0.0));
+    }
+    folder
+        .foveate(&format!("run weights top --count 2 {out}"))
+        .succeeded();
+    let top = folder.read_safetensors("out.safetensors");
+    assert_eq!(top["out"].1, [1, heads, seq, 2]);
+    assert_eq!((top["keys"].0, &top["keys"].1), (Dtype::U32, &top["out"].1));
+    // Of the last query of head 1.
+    let at = top["out"].2.len() - 2;
+    let key = top["keys"].2[at].to_bits() as usize;
+    assert_eq!(rows.2[rows.2.len() - seq..][key], top["out"].2[at]);
+    let json = r#"{"weights": {"statistic": "largest-score", "causal": "top_left"}}"#;
+    folder
+        .foveate_args(&[
+            "run", "--op", json, "--in", "q.npy", "k.npy", "--out", "s.npy",
+        ])
+        .succeeded();
+    assert_eq!(
+        folder.read_npy::<f32>("s.npy").0,
+        [1, heads as u64, seq as u64]
+    );
+
+    let weights = |rest: &str| folder.foveate(&format!("run weights {rest}"));
+    weights("mass --in q.npy k.npy --out out.npy").failed(2, &["lse:", "is missing"]);
+    weights("top --in q.npy k.npy --out out.npy").failed(2, &["out and keys"]);
+    weights("matrix --stage final --heads 0 --in q.npy k.npy --out out.npy").failed(2, &["A..B"]);
+    weights("matrix --stage final --heads 1..4 --in q.npy k.npy --out out.npy")
+        .failed(2, &["heads 1..4 of 2"]);
+}
+
 /// A window, sinks, and WGSL with a buffer.
 #[test]
 fn attention_with_terms_and_wgsl() {

@@ -5,7 +5,7 @@ mod small;
 
 use foveate::{
     Attention, AttentionArgs, Causal, DType, Layout, Merge, Op, Rotary, Schedule, Softmax,
-    SoftmaxArgs, Tuning, View,
+    SoftmaxArgs, Stage, Statistic, Tuning, View, Weights,
     ops::{Args, Slot},
 };
 use small::App;
@@ -82,6 +82,27 @@ fn ops_go_all_the_way() {
     let merge = Merge::new(Layout::f32([5, 2, 3, 7, 12]), Layout::f32([5, 2, 3, 7]));
     assert_eq!(run(&app, &merge.with_lse().into(), &small), 1);
 
+    for statistic in [
+        Statistic::Entropy,
+        Statistic::LargestScore,
+        Statistic::Mass,
+        Statistic::Top { count: 3 },
+    ] {
+        let op = Weights::new(small::attention().with_lse(), statistic);
+        assert_eq!(run(&app, &op.into(), &small), 1);
+    }
+    // Heads 1..3 of pairs: the end of one pair, and the beginning of the next.
+    let op = Attention::new(
+        Layout::f32([1, 4, 5, 8]),
+        Layout::f32([1, 2, 9, 8]),
+        Layout::f32([1, 2, 9, 8]),
+    );
+    let matrix = Statistic::Matrix {
+        stage: Stage::Final,
+        heads: 1..3,
+        rows: 2..5,
+    };
+    assert_eq!(run(&app, &Weights::new(op, matrix).into(), &small), 2);
     let rotary = rotary([2, 3, 7, 12]);
     assert_eq!(run(&app, &rotary.clone().in_place().into(), &small), 1);
     let positions = Layout::new(DType::U32, [2, 7]);
@@ -118,6 +139,16 @@ fn slices_bind_within_the_buffers() {
     let op = Merge::new(parts, Layout::f32([3, 1, 2, 1000]));
     let steps = run(&app, &op.with_lse().into(), &Tuning::default());
     assert!(steps > 4, "{steps} steps");
+    let op = Attention::new(
+        Layout::f32([1, 2, 100, 64]),
+        Layout::f32([1, 2, 1000, 64]),
+        Layout::f32([1, 2, 1000, 64]),
+    );
+    for statistic in [Statistic::Top { count: 9 }, Statistic::Mass] {
+        let op = Weights::new(op.clone().with_lse(), statistic);
+        let steps = run(&app, &op.into(), &Tuning::default());
+        assert!(steps > 4, "{steps} steps");
+    }
     let op = rotary([1, 4, 900, 64]).offset(100);
     let steps = run(&app, &op.into(), &Tuning::default());
     assert!(steps > 4, "{steps} steps");

@@ -11,11 +11,12 @@ use std::{
 
 use foveate::{
     Attention, BlockMask, Caps, Causal, DType, Layout, Merge, Mod, Op, Rotary, Schedule, Softmax,
-    Tuning, Window,
+    Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
-        Kernel, STEMS, attention_matrix, attention_merge, attention_tile, ceiling_fma,
-        ceiling_matrix, ceiling_stream, ceiling_workgroup, loop_count, rotary,
+        Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
+        attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
+        loop_count, rotary,
     },
     plan::Outline,
 };
@@ -350,6 +351,87 @@ fn merge_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Every statistic, of attention with each of its terms.
+fn weights_ops(into: &mut BTreeSet<Kernel>) {
+    let mut list = vec![
+        Statistic::Entropy,
+        Statistic::LargestWeight,
+        Statistic::LargestScore,
+        Statistic::Mass,
+        Statistic::Top { count: 7 },
+    ];
+    list.extend(
+        [Stage::Scaled, Stage::Capped, Stage::Final, Stage::Weights].map(|stage| {
+            Statistic::Matrix {
+                stage,
+                heads: 1..3,
+                rows: 0..2,
+            }
+        }),
+    );
+    let caps = Caps {
+        max_storage_buffers: 16,
+        ..caps(8)
+    };
+    let mods =
+        "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
+            return score + 1.0;
+        }
+        fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {
+            return q_index != kv_index;
+        }
+        fn prob_mod(weight: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
+            return weight * 0.5;
+        }
+        fn key_range(batch: u32, head: u32, q_index: u32) -> vec2<u32> {
+            return vec2<u32>(0u, q_index + 7u);
+        }";
+    for statistic in list {
+        for half in [false, true] {
+            for term in 0..9 {
+                let mut op = attention(float(half), 9, 5).with_lse();
+                op = match term {
+                    1 => op
+                        .mask(Layout::new(DType::Bool, [2, 1, 3, 64]))
+                        .bias(Layout::new(float(!half), [1, 4, 3, 64])),
+                    2 => op
+                        .causal(Causal::BottomRight)
+                        .kv_len(Layout::new(DType::U32, [2]))
+                        .q_len(Layout::new(DType::U32, [2])),
+                    3 => op
+                        .window(Window {
+                            left: Some(4),
+                            first: 2,
+                            ..Window::default()
+                        })
+                        .prefix_len(Layout::new(DType::U32, [2])),
+                    4 => op.sinks(Layout::f32([4])).softcap(3.0),
+                    5 => op.block_mask(BlockMask {
+                        bits: Layout::new(DType::U32, [1, 1, 2, 1]),
+                        block_q: 2,
+                        block_kv: 16,
+                    }),
+                    6 => op.modified(Mod::new(mods)),
+                    7 => op.head_windows(Layout::new(DType::U32, [4, 2])),
+                    8 => Attention::new(
+                        Layout::new(float(half), [1, 4, 3, 9]),
+                        Layout::new(float(half), [1, 2, 64, 9]),
+                        Layout::new(float(half), [1, 2, 64, 5]),
+                    )
+                    .with_lse()
+                    .packed(Layout::new(DType::U32, [3]), Layout::new(DType::U32, [3])),
+                    _ => op,
+                };
+                let mut op = Weights::new(op, statistic.clone());
+                if half && matches!(statistic, Statistic::Matrix { .. }) {
+                    op.out.dtype = DType::F16;
+                }
+                plan(op, &caps, &Tuning::default(), into);
+            }
+        }
+    }
+}
+
 fn rotary_ops(into: &mut BTreeSet<Kernel>) {
     for bits in 0..64 {
         let head_dim = if bits & 1 != 0 { 16 } else { 6 };
@@ -371,6 +453,7 @@ fn rotary_ops(into: &mut BTreeSet<Kernel>) {
 
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
+    weights_ops(&mut set);
 
     attention_terms(&mut set);
     attention_inputs(&mut set);
@@ -609,6 +692,20 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::AttentionMerge(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             (attention_merge::WORKGROUP, 0)
+        }
+        Kernel::AttentionWeights(variant) => {
+            let size = attention_weights::WORKGROUP;
+            eq("WORKGROUP", module.constant("WORKGROUP"), size)?;
+            eq("MOST", module.constant("MOST"), attention_weights::MOST)?;
+            (size, variant.workgroup_bytes())
+        }
+        Kernel::AttentionMass(_) => {
+            eq("KEYS", module.constant("KEYS"), attention_mass::KEYS)?;
+            eq("ROWS", module.constant("ROWS"), attention_mass::ROWS)?;
+            (
+                attention_mass::KEYS * attention_mass::ROWS,
+                attention_mass::WORKGROUP_BYTES,
+            )
         }
         Kernel::AttentionMatrix(variant) => {
             for (name, rust) in [

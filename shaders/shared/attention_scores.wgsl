@@ -55,6 +55,12 @@ fn row_of(tile: Tile, row: u32, walk: Walk) -> Row {
     );
 }
 
+//@if SOFTCAP
+fn capped(score: f32) -> f32 {
+    return params.softcap * tangent(score / params.softcap);
+}
+//@endif
+
 // The score of a key with all that changes it, or FLOOR when it is hidden. A key past `last` is read as
 // `last`, and hidden.
 fn final_score(score: f32, row: Row, key: u32, last: u32) -> f32 {
@@ -62,7 +68,7 @@ fn final_score(score: f32, row: Row, key: u32, last: u32) -> f32 {
     let near = min(key, last);
     var visible = sees(row.sight, key);
 //@if SOFTCAP
-    s = params.softcap * tangent(s / params.softcap);
+    s = capped(s);
 //@endif
 //@if BIAS
     s = biased(s, f32(bias[row.bias + near * params.bias_key]));

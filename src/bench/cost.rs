@@ -73,16 +73,18 @@ pub fn cost(op: &Op) -> Cost {
     let mut written_bytes = 0.0;
     for (slot, layout) in op.tensors() {
         let bytes = touched(op, slot, layout);
-        if slot.is_output() {
+        if op.is_output(slot) {
             written_bytes += bytes;
         }
-        if !slot.is_output() || in_place(op) {
+        if !op.is_output(slot) || in_place(op) {
             read_bytes += bytes;
         }
     }
     let operations = match op {
         Op::Softmax(Softmax { x, .. }) => 5.0 * x.elements() as f64,
         Op::Attention(op) => attention_operations(op),
+        // Scores alone: what is made of them is less.
+        Op::Weights(op) => 2.0 * dims(&op.attention.q)[3] as f64 * op.visible_pairs(),
         Op::Merge(Merge { o_parts, .. }) => 2.0 * o_parts.elements() as f64,
         Op::Rotary(op) => 3.0 * op.x.elements() as f64 * turned(op),
     };

@@ -519,7 +519,7 @@ pub struct Expected {
 /// The tensors that an op reads.
 fn inputs_of(op: &Op) -> impl Iterator<Item = (Slot, &Layout)> {
     let tensors = op.tensors().into_iter();
-    tensors.filter(|(slot, _)| !slot.is_output())
+    tensors.filter(|(slot, _)| !op.is_output(*slot))
 }
 
 /// The tensor that counts of those that it writes.
@@ -529,6 +529,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Softmax(op) => (Slot::Y, &op.y),
         Op::Merge(op) => (Slot::O, &op.o),
         Op::Rotary(op) => (Slot::Y, &op.y),
+        Op::Weights(op) => (Slot::Out, &op.out),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod input;
 mod report;
+mod weights;
 
 use std::{
     fs,
@@ -19,10 +20,11 @@ use serde::Deserialize;
 use self::{
     input::Input,
     report::{Report, Written},
+    weights::WeightsSettings,
 };
 use super::{
     AttentionSchedule, Globals, output, progress,
-    tensor_file::{self, Elements, FileTensor, Format, Output, TensorFile},
+    tensor_file::{self, Elements, FileTensor, Format, Numbers, Output, TensorFile},
 };
 use crate::{
     Attention, BlockMask, Causal, Corner, DType, Error, Layout, Mod, Op, Result, Rotary, Schedule,
@@ -36,6 +38,7 @@ Examples:
   foveate run attention --in q.npy k.npy v.npy --out o.npy --layout bshd --time 20
   foveate run attention --tensor q=a.npy --tensor k=kv.safetensors:keys \\
       --tensor v=kv.safetensors:values --out o.npy
+  foveate run weights mass --in qkv.safetensors --tensor lse=o.safetensors --out mass.npy
   foveate run attention --in qkv.safetensors --out o.safetensors --causal top-left --left 255 \\
       --mod alibi.wgsl:slopes --tensor buffer_0=slopes.npy
   foveate run softmax --in x.npy --out y.npy --axis 1 --log
@@ -49,7 +52,10 @@ The fields of an op in JSON are the flags of the command of its name:
                  \"lse\": bool, \"layout\": \"bhsd\" | \"bshd\"}}
   {\"softmax\": {\"axis\": number, \"log\": bool, \"scale\": number}}
   {\"rotary\": {\"rotary_dim\": number, \"interleaved\": bool, \"inverse\": bool, \"offset\": number,
-              \"layout\": \"bhsd\" | \"bshd\"}}";
+              \"layout\": \"bhsd\" | \"bshd\"}}
+  {\"weights\": {\"statistic\": \"matrix\" | \"entropy\" | \"largest-weight\" | \"largest-score\" | \"mass\" |
+               \"top\", \"stage\": \"scaled\" | \"capped\" | \"final\" | \"weights\", \"heads\": \"A..B\",
+               \"rows\": \"A..B\", \"count\": number, and attention's but for lse}}";
 
 /// Arguments of `foveate run`.
 #[derive(Debug, clap::Args)]
@@ -90,6 +96,17 @@ enum Named {
         #[command(flatten)]
         job: Job,
     },
+    /// Attention's scores or weights, or a statistic of them
+    ///
+    /// Takes q and k, [batch, heads, seq, dim] each, and where they are given mask, bias and kv_len, as
+    /// attention does; statistics of weights also take the lse that attention writes with --lse. Writes
+    /// out, and keys (u32) for the largest weights.
+    Weights {
+        #[command(flatten)]
+        settings: WeightsSettings,
+        #[command(flatten)]
+        job: Job,
+    },
     /// Rotary position embedding
     ///
     /// Takes the tensors x, [batch, heads, seq, dim], cos and sin, [positions, rotary dim / 2] or
@@ -109,6 +126,7 @@ enum Named {
 enum Settings {
     Attention(AttentionSettings),
     Softmax(SoftmaxSettings),
+    Weights(WeightsSettings),
     Rotary(RotarySettings),
 }
 
@@ -443,6 +461,11 @@ impl Named {
                 Planning::default(),
                 job,
             ),
+            Self::Weights { settings, job } => (
+                Settings::Weights(settings.clone()),
+                Planning::default(),
+                job,
+            ),
             Self::Rotary { settings, job } => {
                 (Settings::Rotary(settings.clone()), Planning::default(), job)
             }
@@ -547,6 +570,14 @@ impl Settings {
                 (Slot::Buffer3, false),
             ],
             Self::Softmax(_) => &[(Slot::X, true)],
+            Self::Weights(_) => &[
+                (Slot::Q, true),
+                (Slot::K, true),
+                (Slot::Lse, false),
+                (Slot::Mask, false),
+                (Slot::Bias, false),
+                (Slot::KvLen, false),
+            ],
             Self::Rotary(_) => &[
                 (Slot::X, true),
                 (Slot::Cos, true),
@@ -561,6 +592,8 @@ impl Settings {
             Self::Attention(AttentionSettings { lse: true, .. }) => &["o", "lse"],
             Self::Attention(_) => &["o"],
             Self::Softmax(_) | Self::Rotary(_) => &["y"],
+            Self::Weights(settings) if settings.has_keys() => &["out", "keys"],
+            Self::Weights(_) => &["out"],
         }
     }
 
@@ -662,7 +695,9 @@ impl Settings {
             let input = inputs.iter().find(|input| input.slot == slot);
             input
                 .map(|input| {
-                    let dtype = input.device_type(dtype)?;
+                    // A log-sum-exp is never stored as f16.
+                    let reals = if slot == Slot::Lse { DType::F32 } else { dtype };
+                    let dtype = input.device_type(reals)?;
                     Ok(Layout::new(dtype, input.tensor.shape.clone()))
                 })
                 .transpose()
@@ -737,6 +772,15 @@ impl Settings {
                 }
                 Ok(op.into())
             }
+            Self::Weights(settings) => {
+                let [q, k] = [given(Slot::Q)?, given(Slot::K)?];
+                let mut op = settings.attention(q, k);
+                op.mask = layout(Slot::Mask)?;
+                op.bias = layout(Slot::Bias)?;
+                op.kv_len = layout(Slot::KvLen)?;
+                op.lse = layout(Slot::Lse)?;
+                Ok(settings.op(op, dtype).into())
+            }
         }
     }
 }
@@ -799,14 +843,19 @@ impl Task {
         gpu.run(&call)?;
         let outputs = tensors
             .iter()
-            .filter(|(slot, _)| slot.is_output())
+            .filter(|(slot, _)| self.op.is_output(*slot))
             .map(|(slot, tensor)| {
                 let layout = self.settings.in_file(*slot, tensor.layout().clone());
+                let (dtype, shape) = (layout.dtype, layout.shape.clone());
+                let tensor = tensor.with_layout(layout);
                 Ok(Output {
                     name: slot.name(),
-                    dtype: layout.dtype,
-                    shape: layout.shape.clone(),
-                    data: gpu.download(&tensor.with_layout(layout))?,
+                    dtype,
+                    shape,
+                    data: match dtype {
+                        DType::U32 => Numbers::Whole(gpu.download_u32(&tensor)?),
+                        _ => Numbers::Real(gpu.download(&tensor)?),
+                    },
                 })
             })
             .collect::<Result<Vec<_>>>()?;

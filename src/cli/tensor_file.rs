@@ -359,13 +359,22 @@ fn npy_header(bytes: &[u8]) -> Option<&[u8]> {
     rest.get(..usize::try_from(length).ok()?)
 }
 
-/// A tensor to write: f32 or f16 elements, rounded from f32.
+/// The elements of a tensor to write.
+#[derive(Debug, Clone)]
+pub(super) enum Numbers {
+    /// Written as f32, or rounded to f16.
+    Real(Vec<f32>),
+    /// Written as u32.
+    Whole(Vec<u32>),
+}
+
+/// A tensor to write: f32, f16 or u32 elements.
 #[derive(Debug, Clone)]
 pub(super) struct Output {
     pub name: &'static str,
     pub dtype: DType,
     pub shape: Vec<u64>,
-    pub data: Vec<f32>,
+    pub data: Numbers,
 }
 
 /// Writes tensors in the format that the file's extension names; a .npy file takes one.
@@ -386,18 +395,20 @@ pub(super) fn write(path: &Path, outputs: &[Output]) -> Result<()> {
 fn safetensors_bytes(outputs: &[Output]) -> Result<Vec<u8>, String> {
     let data: Vec<Vec<u8>> = outputs
         .iter()
-        .map(|output| match output.dtype {
-            DType::F16 => encode(&output.data, |x| f16::from_f32(x).to_le_bytes()),
-            _ => encode(&output.data, f32::to_le_bytes),
+        .map(|output| match (&output.data, output.dtype) {
+            (Numbers::Real(data), DType::F16) => encode(data, |x| f16::from_f32(x).to_le_bytes()),
+            (Numbers::Real(data), _) => encode(data, f32::to_le_bytes),
+            (Numbers::Whole(data), _) => encode(data, u32::to_le_bytes),
         })
         .collect();
     let views = outputs
         .iter()
         .zip(&data)
         .map(|(output, data)| {
-            let dtype = match output.dtype {
-                DType::F16 => Dtype::F16,
-                _ => Dtype::F32,
+            let dtype = match (&output.data, output.dtype) {
+                (Numbers::Whole(_), _) => Dtype::U32,
+                (Numbers::Real(_), DType::F16) => Dtype::F16,
+                (Numbers::Real(_), _) => Dtype::F32,
             };
             let shape = output.shape.iter().map(|&len| len as usize).collect();
             TensorView::new(dtype, shape, data).map(|view| (output.name, view))
@@ -408,7 +419,7 @@ fn safetensors_bytes(outputs: &[Output]) -> Result<Vec<u8>, String> {
         .map_err(|error| error.to_string())
 }
 
-fn encode<const N: usize>(data: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+fn encode<T: Copy, const N: usize>(data: &[T], bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
     data.iter().flat_map(|&x| bytes(x)).collect()
 }
 
@@ -427,10 +438,12 @@ fn npy_bytes(output: &Output) -> std::io::Result<Vec<u8>> {
         writer.finish()?;
         Ok(bytes)
     }
-    let data = output.data.iter().copied();
-    match output.dtype {
-        DType::F16 => all(&output.shape, data.map(f16::from_f32)),
-        _ => all(&output.shape, data),
+    match (&output.data, output.dtype) {
+        (Numbers::Real(data), DType::F16) => {
+            all(&output.shape, data.iter().copied().map(f16::from_f32))
+        }
+        (Numbers::Real(data), _) => all(&output.shape, data.iter().copied()),
+        (Numbers::Whole(data), _) => all(&output.shape, data.iter().copied()),
     }
 }
 
@@ -449,12 +462,14 @@ mod tests {
         }
     }
 
+    const REALS: [f32; 6] = [0.5, -1.0, 2.0, 65504.0, f32::NEG_INFINITY, 0.0];
+
     fn output(dtype: DType) -> Output {
         Output {
             name: "o",
             dtype,
             shape: vec![2, 3],
-            data: vec![0.5, -1.0, 2.0, 65504.0, f32::NEG_INFINITY, 0.0],
+            data: Numbers::Real(REALS.to_vec()),
         }
     }
 
@@ -478,7 +493,7 @@ mod tests {
             let output = output(dtype);
             let want = FileTensor {
                 shape: output.shape.clone(),
-                elements: Elements::Real(output.data.clone()),
+                elements: Elements::Real(REALS.to_vec()),
                 stored,
             };
             let bytes = safetensors_bytes(std::slice::from_ref(&output)).unwrap();

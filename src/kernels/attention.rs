@@ -82,12 +82,26 @@ impl AttentionIo {
         ]
     }
 
+    /// The same for kernels that look at pairs of query and key; `lse` is an input there, and `probs` says
+    /// that weights are changed.
+    pub(super) fn of_pairs(self) -> Constants {
+        let mut list = self.constants();
+        list.retain(|(name, _)| !["SCRATCH", "GATE", "PARTIAL"].contains(name));
+        list
+    }
+
     /// Whether a tile may visit several runs of keys.
     pub fn runs(self) -> bool {
         self.early || self.blocks
     }
 
     pub(super) fn supports(self, caps: &Caps) -> Result<(), String> {
+        let scratch = self.probs && !self.partial;
+        self.supports_with(4 + u32::from(scratch), caps)
+    }
+
+    /// Whether a device can run a kernel that binds so many buffers besides.
+    pub(super) fn supports_with(self, others: u32, caps: &Caps) -> Result<(), String> {
         if (self.f16 || self.bias == Some(true)) && !caps.f16 {
             return Err("the device has no f16 (SHADER_F16)".into());
         }
@@ -105,10 +119,9 @@ impl AttentionIo {
             self.sinks,
             self.lse && !self.partial,
             self.gate,
-            self.probs && !self.partial,
         ];
         let given = given.into_iter().map(u32::from).sum::<u32>();
-        let buffers = 4 + given + self.mods.buffers() as u32;
+        let buffers = others + given + self.mods.buffers() as u32;
         if buffers > caps.max_storage_buffers {
             return Err(format!(
                 "{buffers} storage buffers, and the device allows {}",

@@ -1,10 +1,12 @@
 //! One file per kernel, named like its file in `shaders/`: its variants, parameters and needs.
 
 pub mod attention_decode;
+pub mod attention_mass;
 pub mod attention_matrix;
 pub mod attention_merge;
 pub mod attention_subgroup;
 pub mod attention_tile;
+pub mod attention_weights;
 pub mod ceiling_fma;
 pub mod ceiling_matrix;
 pub mod ceiling_stream;
@@ -103,6 +105,8 @@ registry! {
     attention_tile: AttentionTile,
     attention_matrix: AttentionMatrix,
     attention_merge: AttentionMerge,
+    attention_weights: AttentionWeights,
+    attention_mass: AttentionMass,
     softmax: Softmax,
     rotary: Rotary,
     ceiling_fma: CeilingFma,

@@ -6,6 +6,7 @@ mod modification;
 pub mod presets;
 mod rotary;
 mod softmax;
+mod weights;
 
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
@@ -13,6 +14,7 @@ pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
 pub use softmax::{Softmax, SoftmaxArgs};
+pub use weights::{Stage, Statistic, Weights};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,8 @@ pub enum Op {
     Attention(Attention),
     /// Attention results over parts of the keys, merged.
     Merge(Merge),
+    /// Attention's scores and weights, or statistics of them.
+    Weights(Weights),
     /// Rotary position embedding.
     Rotary(Rotary),
 }
@@ -46,6 +50,7 @@ impl Op {
             Self::Softmax(op) => op.check(),
             Self::Attention(op) => op.check(),
             Self::Merge(op) => op.check(),
+            Self::Weights(op) => op.check(),
             Self::Rotary(op) => op.check(),
         }
     }
@@ -56,8 +61,14 @@ impl Op {
             Self::Softmax(op) => op.tensors(),
             Self::Attention(op) => op.tensors(),
             Self::Merge(op) => op.tensors(),
+            Self::Weights(op) => op.tensors(),
             Self::Rotary(op) => op.tensors(),
         }
+    }
+
+    /// Whether the op writes this tensor.
+    pub fn is_output(&self, slot: Slot) -> bool {
+        slot.is_output() && !(slot == Slot::Lse && matches!(self, Self::Weights(_)))
     }
 }
 
@@ -76,6 +87,12 @@ impl From<Attention> for Op {
 impl From<Merge> for Op {
     fn from(op: Merge) -> Self {
         Self::Merge(op)
+    }
+}
+
+impl From<Weights> for Op {
+    fn from(op: Weights) -> Self {
+        Self::Weights(op)
     }
 }
 
@@ -101,7 +118,7 @@ pub enum Slot {
     V,
     /// Attention output.
     O,
-    /// Log-sum-exp of each query's scores.
+    /// Log-sum-exp of each query's scores: an output of attention and merging, an input of [`Weights`].
     Lse,
     /// Boolean mask.
     Mask,
@@ -137,6 +154,10 @@ pub enum Slot {
     OParts,
     /// Log-sum-exps of parts that are merged.
     LseParts,
+    /// Attention's scores or weights, or a statistic of them.
+    Out,
+    /// Numbers of keys.
+    Keys,
     /// Cosines of a rotary embedding.
     Cos,
     /// Its sines.
@@ -149,7 +170,7 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -174,6 +195,8 @@ impl Slot {
         Self::Buffer3,
         Self::OParts,
         Self::LseParts,
+        Self::Out,
+        Self::Keys,
         Self::Cos,
         Self::Sin,
         Self::Positions,
@@ -210,6 +233,8 @@ impl Slot {
             Self::Buffer3 => "buffer_3",
             Self::OParts => "o_parts",
             Self::LseParts => "lse_parts",
+            Self::Out => "out",
+            Self::Keys => "keys",
             Self::Cos => "cos",
             Self::Sin => "sin",
             Self::Positions => "positions",
@@ -217,9 +242,12 @@ impl Slot {
         }
     }
 
-    /// Whether an op writes this tensor.
+    /// Whether an op writes this tensor; but see [`Op::is_output`].
     pub fn is_output(self) -> bool {
-        matches!(self, Self::Y | Self::O | Self::Lse | Self::Scratch)
+        matches!(
+            self,
+            Self::Y | Self::O | Self::Lse | Self::Out | Self::Keys | Self::Scratch
+        )
     }
 }
 

@@ -1,5 +1,7 @@
 //! Attention: which slices and key ranges.
 
+pub(super) mod weights;
+
 use super::{
     Outline, Range, Step, Tuning, WANTED_WORKGROUPS,
     choose::{Choice, MOST_PROB_RANGES, Rejected, choose},
@@ -378,12 +380,31 @@ impl<'a> Space<'a> {
         &self,
         part: &Part<AXES>,
         split_keys: u64,
-        (split_start, splits, all_splits): (u64, u64, u64),
+        splits: (u64, u64, u64),
         pass: Pass,
     ) -> Result<Step> {
+        let (tiles, params, mut ranges) = self.bindings(part, split_keys, splits, pass);
+        if pass.partial || pass.probs {
+            ranges.push(self.scratch(part, splits.2, pass));
+        }
+        Ok(Step {
+            kernel: self.choice.kernel(pass.partial, pass.probs),
+            ranges,
+            params: params.bytes(),
+            grid: grid(tiles, self.caps)?,
+        })
+    }
+
+    /// The number of workgroups, the parameters, and what of the op's tensors is bound.
+    fn bindings(
+        &self,
+        part: &Part<AXES>,
+        split_keys: u64,
+        (split_start, splits, all_splits): (u64, u64, u64),
+        pass: Pass,
+    ) -> (u64, AttentionParams, Vec<Range>) {
         let op = self.op;
         let Pass { partial, probs, .. } = pass;
-        let kernel = self.choice.kernel(partial, probs);
         let [batch, kv_heads, group, q_len, kv_len] = part.len;
         let row_tiles = (q_len * group).div_ceil(self.choice.tile_rows());
         let tiles = batch * kv_heads * row_tiles * splits;
@@ -565,15 +586,7 @@ impl<'a> Space<'a> {
                 _ => {}
             }
         }
-        if partial || probs {
-            ranges.push(self.scratch(part, all_splits, pass));
-        }
-        Ok(Step {
-            kernel,
-            ranges,
-            params: params.bytes(),
-            grid: grid(tiles, self.caps)?,
-        })
+        (tiles, params, ranges)
     }
 
     /// All of scratch that a pass reads or writes.

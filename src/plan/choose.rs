@@ -193,14 +193,7 @@ pub(super) fn choose(
     caps: &Caps,
     tuning: &Tuning,
 ) -> Result<(Choice, String, Rejected)> {
-    let io = AttentionIo {
-        f16: op.q.dtype == DType::F16,
-        mask: op.mask.is_some(),
-        bias: op.bias.as_ref().map(|bias| bias.dtype == DType::F16),
-        lse: op.lse.is_some(),
-        partial: false,
-        ..terms(op)?
-    };
+    let io = given(op)?;
     let [.., value_dim] = dims(&op.v);
     check_numbers(tuning)?;
     let decode = Choice::Decode(decode_variant(op, io, caps, tuning));
@@ -288,6 +281,18 @@ pub(super) fn choose(
         ));
     };
     Ok((choice, why, rejected))
+}
+
+/// What an op reads and writes.
+pub(super) fn given(op: &Attention) -> Result<AttentionIo> {
+    Ok(AttentionIo {
+        f16: op.q.dtype == DType::F16,
+        mask: op.mask.is_some(),
+        bias: op.bias.as_ref().map(|bias| bias.dtype == DType::F16),
+        lse: op.lse.is_some(),
+        partial: false,
+        ..terms(op)?
+    })
 }
 
 /// What an op adds to plain attention.

@@ -32,7 +32,7 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging and rotary embedding: whole rows in one dispatch.
+    /// Softmax, merging, rotary embedding and weights: whole rows in one dispatch, as far as they go.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
@@ -167,7 +167,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -189,6 +189,7 @@ impl Outline {
             Op::Softmax(op) => softmax::outline(op, caps, tuning)?,
             Op::Attention(op) => attention::outline(op, caps, tuning)?,
             Op::Merge(op) => merge::outline(op, caps)?,
+            Op::Weights(op) => attention::weights::outline(op, caps)?,
             Op::Rotary(op) => rotary::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {

@@ -194,21 +194,30 @@ impl<'a> AttentionInputs<'a> {
             && self.visible.is_none_or(|visible| visible(pair))
     }
 
-    /// The score that goes into the softmax; minus infinity where the key is hidden.
-    fn final_score(&self, pair: Pair) -> f64 {
-        let [b, h, i, j] = pair;
-        if !self.sees(pair) {
-            return f64::NEG_INFINITY;
-        }
+    /// `scale q k^T`, whether the key is visible or not.
+    pub(super) fn scaled_score(&self, [b, h, i, j]: Pair) -> f64 {
         let row = (b * self.q_heads + h) * self.q_len + i;
         let kv = b * self.kv_heads + h / (self.q_heads / self.kv_heads);
         let q = &self.q[row * self.head_dim..][..self.head_dim];
         let k = &self.k[(kv * self.kv_len + j) * self.head_dim..][..self.head_dim];
         let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-        let mut score = self.scale * dot;
-        if let Some(cap) = self.softcap {
-            score = cap * (score / cap).tanh();
+        self.scale * dot
+    }
+
+    /// The same after the soft cap.
+    pub(super) fn capped_score(&self, pair: Pair) -> f64 {
+        let score = self.scaled_score(pair);
+        self.softcap.map_or(score, |cap| cap * (score / cap).tanh())
+    }
+
+    /// The score that goes into the softmax; minus infinity where the key is hidden.
+    pub(super) fn final_score(&self, pair: Pair) -> f64 {
+        let [b, h, i, j] = pair;
+        if !self.sees(pair) {
+            return f64::NEG_INFINITY;
         }
+        let row = (b * self.q_heads + h) * self.q_len + i;
+        let mut score = self.capped_score(pair);
         if let Some(bias) = self.bias {
             score += bias[row * self.kv_len + j];
         }

@@ -5,11 +5,13 @@ mod merge;
 pub mod presets;
 mod rotary;
 mod softmax;
+mod weights;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
 pub use softmax::softmax;
+pub use weights::{Matrix, weights};
 
 /// The error measure used everywhere: `max |x - reference| / RMS(reference)`.
 ///

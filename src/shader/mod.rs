@@ -89,6 +89,10 @@ const SHARED: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/attention.wgsl"),
     ),
     (
+        "attention_pairs",
+        include_str!("../../shaders/shared/attention_pairs.wgsl"),
+    ),
+    (
         "attention_scores",
         include_str!("../../shaders/shared/attention_scores.wgsl"),
     ),

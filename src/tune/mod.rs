@@ -140,7 +140,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
             }));
         }
         // They have one way.
-        Op::Merge(_) | Op::Rotary(_) => {}
+        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -198,6 +198,7 @@ pub fn bucket(op: &Op) -> String {
             op.o_parts.dtype,
             log2(op.o_parts.elements())
         ),
+        Op::Weights(op) => format!("weights of 2^{} elements", log2(op.out.elements())),
         Op::Rotary(op) => format!(
             "rotary {} of 2^{} elements",
             op.x.dtype,
@@ -278,7 +279,7 @@ pub(crate) fn difference(results: &[f32], expected: &[f32], op: &Op) -> Option<S
     let half = op
         .tensors()
         .iter()
-        .any(|(slot, layout)| slot.is_output() && layout.dtype == DType::F16);
+        .any(|(slot, layout)| op.is_output(*slot) && layout.dtype == DType::F16);
     let most = if half { 2e-2 } else { 1e-3 };
     let finite = expected.iter().filter(|x| x.is_finite());
     let squares: f64 = finite.map(|&x| f64::from(x).powi(2)).sum();

@@ -193,6 +193,19 @@ impl Problem {
 
     /// Runs it and compares `o` and `lse` with the reference; returns the two errors.
     pub fn errors(&self, gpu: &Gpu, tuning: &Tuning) -> Result<(f64, f64)> {
+        let ([q, k, v], mask, bias) = self.random();
+        self.check(gpu, tuning, (&q, &k, &v), mask.as_ref(), bias.as_ref())
+    }
+
+    /// Random q, k and v, mask and bias.
+    #[allow(clippy::type_complexity, reason = "taken apart where it is made")]
+    pub fn random(
+        &self,
+    ) -> (
+        [Vec<f32>; 3],
+        Option<([usize; 4], Vec<bool>)>,
+        Option<([usize; 4], Vec<f32>)>,
+    ) {
         let random = |seed: u64, count: usize| -> Vec<f32> {
             let mut data = noise(seed, count);
             if self.dtype == DType::F16 {
@@ -219,7 +232,7 @@ impl Problem {
             }
             (shape, data)
         });
-        self.check(gpu, tuning, (&q, &k, &v), mask.as_ref(), bias.as_ref())
+        ([q, k, v], mask, bias)
     }
 
     /// The same with given tensors.
@@ -261,6 +274,17 @@ impl Problem {
         mask: Option<&([usize; 4], Vec<bool>)>,
         bias: Option<&([usize; 4], Vec<f32>)>,
     ) -> AttentionOutputs {
+        self.with_inputs((q, k, v), mask, bias, reference::attention)
+    }
+
+    /// What `look` sees in the reference's inputs.
+    pub fn with_inputs<T>(
+        &self,
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        mask: Option<&([usize; 4], Vec<bool>)>,
+        bias: Option<&([usize; 4], Vec<f32>)>,
+        look: impl FnOnce(&AttentionInputs<'_>) -> T,
+    ) -> T {
         let wide = |data: &[f32]| -> Vec<f64> { data.iter().map(|&x| x.into()).collect() };
         let full = [self.batch, self.q_heads, self.q_len, self.kv_len];
         let mask = mask.map(|(shape, data)| spread(*shape, full, data));
@@ -279,7 +303,7 @@ impl Problem {
         let scale = self
             .scale
             .unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt());
-        reference::attention(&AttentionInputs {
+        look(&AttentionInputs {
             batch: self.batch,
             q_heads: self.q_heads,
             kv_heads: self.kv_heads,
@@ -318,6 +342,23 @@ impl Problem {
         mask: Option<&([usize; 4], Vec<bool>)>,
         bias: Option<&([usize; 4], Vec<f32>)>,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.with_op(gpu, (q, k, v), mask, bias, |op, args, [o, lse]| {
+            let plan = gpu.engine().plan_with(&op.into(), tuning)?;
+            gpu.run(&plan.bind(args)?)?;
+            untouched_around(gpu, o)?;
+            Ok((gpu.download(o)?, gpu.download(lse)?))
+        })
+    }
+
+    /// What `run` makes of the op and its tensors on the device; `o` and `lse` hold sentinels.
+    pub fn with_op<T>(
+        &self,
+        gpu: &Gpu,
+        (q, k, v): (&[f32], &[f32], &[f32]),
+        mask: Option<&([usize; 4], Vec<bool>)>,
+        bias: Option<&([usize; 4], Vec<f32>)>,
+        run: impl FnOnce(Attention, AttentionArgs<'_>, [&Tensor; 2]) -> Result<T>,
+    ) -> Result<T> {
         let q = place(gpu, self.layout(self.q_heads, self.q_len, self.head_dim), q)?;
         let k = place(
             gpu,
@@ -411,10 +452,7 @@ impl Problem {
             *arg = tensor.as_ref().map(Tensor::view);
         }
         args.blocks = blocks.as_ref().map(Tensor::view);
-        let plan = gpu.engine().plan_with(&op.into(), tuning)?;
-        gpu.run(&plan.bind(args)?)?;
-        untouched_around(gpu, &o)?;
-        Ok((gpu.download(&o)?, gpu.download(&lse)?))
+        run(op, args, [&o, &lse])
     }
 }
 
