@@ -6,7 +6,11 @@ use super::{
     problem::{AttentionProblem, Problem, Reader},
     streaming::window,
 };
-use crate::{Causal, DType, Layout, ops::dims, presets};
+use crate::{
+    Causal, DType, Layout,
+    ops::{Statistic, dims},
+    presets,
+};
 
 /// `softmax(scale q k^T + G_i - G_j, causal) v`, where `G` sums up the gates.
 pub(super) fn forgetting(reader: &mut Reader<'_>) -> Result<Problem, String> {
@@ -18,7 +22,7 @@ pub(super) fn forgetting(reader: &mut Reader<'_>) -> Result<Problem, String> {
     Ok(problem.expect("o"))
 }
 
-/// The same with gates or without, in a window, with a sink. No op gives the largest logit.
+/// The same with gates or without, in a window, with a sink.
 pub(super) fn sink_gate(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let mut problem = AttentionProblem::of(reader, DType::F32)?;
     if reader.case.params["causal"] != false {
@@ -31,9 +35,8 @@ pub(super) fn sink_gate(reader: &mut Reader<'_>) -> Result<Problem, String> {
     if let Some(sinks) = reader.optional("sink_bias") {
         problem.sinks(sinks.reals()?.to_vec());
     }
-    let mut problem = problem.expect("o");
-    problem.left_out.push("max_logits".into());
-    Ok(problem)
+    let problem = problem.expect("o");
+    problem.expect_statistic(Statistic::LargestScore, "max_logits")
 }
 
 /// Adds the sum of the gates between key and query, from logarithms of gates `[batch, q_heads, len]`.

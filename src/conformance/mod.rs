@@ -160,7 +160,7 @@ fn launch(
         .tensors()
         .into_iter()
         .map(|(slot, layout)| {
-            let tensor = if slot.is_output() {
+            let tensor = if op.is_output(slot) {
                 let tensor = gpu.allocate(layout.clone())?;
                 // What a kernel leaves unwritten must not look like a zero: 1.3e36, f16 6.1e4.
                 gpu.write(&tensor, &vec![0x7b; layout.end_bytes() as usize])?;
@@ -179,11 +179,11 @@ fn launch(
     gpu.run(&plan.bind(args)?)?;
     tensors
         .iter()
-        .filter(|(slot, _)| slot.is_output() || wanted(*slot))
+        .filter(|(slot, _)| op.is_output(*slot) || wanted(*slot))
         .map(|(slot, tensor)| {
             let layout = tensor.layout();
             let memory = Layout::new(layout.dtype, [layout.elements()]);
-            let read = if slot.is_output() {
+            let read = if op.is_output(*slot) {
                 tensor.with_layout(memory)
             } else {
                 tensor.clone()

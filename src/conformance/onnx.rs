@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Attention, Causal, Corner, DType, Layout, Mod, Rotary, Softmax, Window,
-    ops::{Slot, dims},
+    ops::{Slot, Stage, Statistic, dims},
 };
 
 /// Storage for floats of this width.
@@ -173,12 +173,22 @@ pub(super) fn attention(reader: &mut Reader<'_>, half: DType) -> Result<Problem,
         // The output is [batch, seq, heads * dim], as the inputs are.
         problem.output_heads_inside();
     }
+    let rows = dims(&problem.op.q);
     let mut problem = problem.expect(&output(reader, 0)?);
     for (index, slot) in [(1, Slot::K), (2, Slot::V)] {
         if let Ok(name) = output(reader, index) {
             problem = problem.expect(slot, &name);
         }
     }
+    if let Ok(name) = output(reader, 3) {
+        let statistic = Statistic::Matrix {
+            stage: attributes.stage,
+            heads: 0..rows[1],
+            rows: 0..rows[2],
+        };
+        problem = problem.expect_statistic(statistic, &name)?;
+    }
+    problem.left_out.extend(attributes.double);
     problem.storage = Some(storage_type);
     Ok(problem)
 }
@@ -257,6 +267,9 @@ struct Attributes {
     right: Option<u64>,
     scale: Option<f32>,
     softcap: Option<f32>,
+    stage: Stage,
+    /// Precision that is asked for and not there.
+    double: Option<String>,
     q_heads: Option<u64>,
     kv_heads: Option<u64>,
 }
@@ -270,6 +283,8 @@ impl Attributes {
             right: None,
             scale: None,
             softcap: None,
+            stage: Stage::Scaled,
+            double: None,
             q_heads: None,
             kv_heads: None,
         };
@@ -283,8 +298,19 @@ impl Attributes {
                 "scale" => read.scale = number.map(|scale| scale as f32),
                 "q_num_heads" => read.q_heads = value.as_u64(),
                 "kv_num_heads" => read.kv_heads = value.as_u64(),
-                // What the optional output shows; without that output, nothing.
-                "qk_matmul_output_mode" => {}
+                // What the optional output shows.
+                "qk_matmul_output_mode" => {
+                    read.stage = match value.as_u64() {
+                        Some(0) => Stage::Scaled,
+                        Some(1) => Stage::Capped,
+                        Some(2) => Stage::Final,
+                        Some(3) => Stage::Weights,
+                        _ => return Err(format!("no op has {name} = {value}")),
+                    }
+                }
+                "softmax_precision" if value.as_u64() == Some(11) => {
+                    read.double = Some("softmax in double precision".into());
+                }
                 // At most the f32 that is used in any case: float, float16, bfloat16.
                 "softmax_precision" if matches!(value.as_u64(), Some(1 | 10 | 16)) => {}
                 // 0: none.
@@ -462,6 +488,8 @@ mod tests {
                 right: Some(right),
                 scale: None,
                 softcap: None,
+                stage: Stage::Scaled,
+                double: None,
                 q_heads: None,
                 kv_heads: None,
             };

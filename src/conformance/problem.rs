@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
-    ops::{Slot, dims},
+    ops::{Slot, Statistic, Weights, dims},
 };
 
 /// Ops on host tensors.
@@ -104,6 +104,42 @@ impl Problem {
         let first = self.calls.len();
         self.calls.extend(other.calls);
         first
+    }
+
+    /// Adds a statistic of the last call's attention, which is compared with the case's tensor of this name.
+    pub fn expect_statistic(mut self, statistic: Statistic, name: &str) -> Result<Self, String> {
+        let last = self.calls.len().saturating_sub(1);
+        let Some(Call {
+            op: Op::Attention(attention),
+            inputs,
+        }) = self.calls.last_mut()
+        else {
+            return Err("a statistic of what is no attention".into());
+        };
+        if statistic.needs_lse() && attention.lse.is_none() {
+            *attention = attention.clone().with_lse();
+        }
+        let op = Op::from(Weights::new(attention.clone(), statistic));
+        let mut call = Call {
+            op,
+            inputs: Vec::new(),
+        };
+        for (slot, _) in call.op.tensors() {
+            let input = if slot == Slot::Lse {
+                Input::Made(Box::new(move |outputs| {
+                    Ok(Values::Real(outputs.of(last, Slot::Lse)?.to_vec()))
+                }))
+            } else if let Some((_, Input::Given(values))) =
+                inputs.iter().find(|(other, _)| *other == slot)
+            {
+                Input::Given(values.clone())
+            } else {
+                continue;
+            };
+            call.inputs.push((slot, input));
+        }
+        self.calls.push(call);
+        Ok(self.expect(Slot::Out, name))
     }
 
     /// Compares an output of the last call.
