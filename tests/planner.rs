@@ -1747,10 +1747,15 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
             any_scale(),
         ),
         // Mostly few of them.
-        prop::array::uniform10(prop::bool::weighted(0.2)),
+        (prop::array::uniform10(prop::bool::weighted(0.2)), 0u8..10),
     )
         .prop_map(
-            move |((q_len, prefix, cu_q, cu_kv), (head_windows, sinks, gate), rest, wanted)| {
+            move |(
+                (q_len, prefix, cu_q, cu_kv),
+                (head_windows, sinks, gate),
+                rest,
+                (wanted, odd),
+            )| {
                 let (window, blocks, mods, softcap) = rest;
                 let mut op = op.clone();
                 op.q_len = wanted[0].then_some(q_len);
@@ -1765,6 +1770,27 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 op.softcap = softcap.filter(|_| wanted[7]);
                 if wanted[8] {
                     op.mods = mods;
+                }
+                // Terms that exclude each other, but for one op in ten.
+                if odd != 0 {
+                    if op.cu_q.is_some() {
+                        if batch == 1 {
+                            (op.q_len, op.kv_len, op.prefix_len, op.block_mask) =
+                                (None, None, None, None);
+                        } else {
+                            (op.cu_q, op.cu_kv) = (None, None);
+                        }
+                    }
+                    if let Some(window) = &mut op.window {
+                        window.corner = match op.causal {
+                            Causal::BottomRight => Corner::BottomRight,
+                            Causal::TopLeft => Corner::TopLeft,
+                            Causal::None => window.corner,
+                        };
+                        if op.head_windows.is_some() {
+                            (window.left, window.first) = (None, 0);
+                        }
+                    }
                 }
                 op.into()
             },
