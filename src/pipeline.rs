@@ -138,7 +138,9 @@ impl Pipelines {
         }
         // Not derived from the shader, which would leave out what it declares and does not use: a buffer
         // that a caller's function has no need of in this pass.
-        let entries: Vec<_> = shader.bindings.iter().map(layout_entry).collect();
+        let params = 4 * kernel.param_fields().len() as u64;
+        let entry = |binding| layout_entry(binding, params);
+        let entries: Vec<_> = shader.bindings.iter().map(entry).collect();
         let (pipeline, group) = checked(&self.device, || {
             let group = self
                 .device
@@ -247,7 +249,8 @@ pub(crate) fn checked<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> Res
     }
 }
 
-fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {
+/// A binding's entry; the uniform holds so many bytes.
+fn layout_entry(binding: &Binding, params: u64) -> wgpu::BindGroupLayoutEntry {
     let ty = if binding.uniform {
         wgpu::BufferBindingType::Uniform
     } else {
@@ -261,7 +264,10 @@ fn layout_entry(binding: &Binding) -> wgpu::BindGroupLayoutEntry {
         ty: wgpu::BindingType::Buffer {
             ty,
             has_dynamic_offset: false,
-            min_binding_size: None,
+            min_binding_size: binding
+                .uniform
+                .then_some(params)
+                .and_then(wgpu::BufferSize::new),
         },
         count: None,
     }

@@ -795,3 +795,124 @@ fn hidden_tiles_are_never_read() {
         }
     });
 }
+
+/// Keys that each row sees, counted: with q and k of 0 the sum of exponentials is their number. Ranges as long as
+/// the loop budget allows count as short ones do.
+#[test]
+fn long_ranges_lose_no_key() {
+    let sequences = |lens: &[(u32, u32)]| {
+        let mut starts = [vec![0], vec![0]];
+        for &(queries, keys) in lens {
+            for (list, len) in starts.iter_mut().zip([queries, keys]) {
+                list.push(list.last().unwrap() + len);
+            }
+        }
+        Terms {
+            packed: Some(starts),
+            ..Terms::default()
+        }
+    };
+    let problem = |heads, lengths, dim, terms| Problem {
+        terms,
+        ..Problem::new(heads, lengths, dim)
+    };
+    let subgroup = (Schedule::Subgroup, Some(4), Some(2));
+    let decode = (Schedule::Decode, Some(1), None);
+    let tile = (Schedule::Tile, None, None);
+    // A tile that holds rows of two sequences visits what lies between their windows.
+    let mut between = sequences(&[(16, 1_000_000), (16, 16)]);
+    between.window = Some(Window {
+        left: Some(4),
+        right: Some(4),
+        ..Window::default()
+    });
+    // Small blocks, of rows that lie in many heads.
+    let blocks = Terms {
+        blocks: Some(Blocks {
+            block_q: 2,
+            block_kv: 4,
+            per: [false, true],
+        }),
+        ..Terms::default()
+    };
+    // Two long runs.
+    let early = Terms {
+        window: Some(Window {
+            left: Some(560_000 - 2400),
+            right: Some(0),
+            first: 2304,
+            corner: Corner::BottomRight,
+        }),
+        ..Terms::default()
+    };
+    // A search among many sequences for every row.
+    let mut many = vec![(0, 0); 999];
+    many.push((32, 299_000));
+    let plain = || Terms::default();
+    for gpu in gpus() {
+        if gpu.engine().caps().fixed_subgroup().is_none() {
+            say(format_args!(
+                "skipped: {} has no fixed subgroup size",
+                name(&gpu)
+            ));
+            continue;
+        }
+        for (label, problem, schedules) in [
+            (
+                "sequences with a window",
+                problem([1, 1, 1], [32, 1_000_016], 4, between.clone()),
+                vec![subgroup],
+            ),
+            (
+                "blocks",
+                problem([1, 11, 1], [3, 16_384], 4, blocks.clone()),
+                vec![subgroup, tile],
+            ),
+            (
+                "first keys",
+                problem([1, 1, 1], [1, 560_000], 8, early.clone()),
+                vec![decode],
+            ),
+            (
+                "many sequences",
+                problem([1, 1, 1], [32, 299_000], 4, sequences(&many)),
+                vec![subgroup],
+            ),
+            (
+                "all",
+                problem([1, 1, 1], [3, 700_000], 4, plain()),
+                vec![subgroup, decode, tile],
+            ),
+        ] {
+            let q = vec![0.0; problem.q_heads * problem.q_len * problem.head_dim];
+            let k = vec![0.0; problem.kv_heads * problem.kv_len * problem.head_dim];
+            let v = vec![1.0; problem.kv_heads * problem.kv_len * problem.value_dim];
+            for (schedule, rows, keys) in schedules {
+                let seen = |splits| -> Vec<f64> {
+                    let tuning = Tuning {
+                        schedule: Some(schedule),
+                        rows,
+                        keys,
+                        splits: Some(splits),
+                    };
+                    let (_, lse) = problem
+                        .run(&gpu, &tuning, (&q, &k, &v), None, None)
+                        .unwrap_or_else(|error| panic!("{label}: {error}"));
+                    lse.iter().map(|&x| f64::from(x).exp()).collect()
+                };
+                let (long, short) = (seen(1), seen(64));
+                assert!(
+                    short.iter().any(|&count| count > 0.5),
+                    "{label}: nothing is seen"
+                );
+                for (row, (long, short)) in long.iter().zip(&short).enumerate() {
+                    // f32 logarithms of a million are good to a key in a million.
+                    assert!(
+                        (long - short).abs() <= 1e-5 * short,
+                        "{label}, {schedule}, row {row}: {long} keys in few ranges, {short} in many"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -208,7 +208,8 @@ impl AttentionSettings {
     }
 
     fn window(&self) -> Option<Window> {
-        let given = self.left.is_some() || self.right.is_some() || self.first > 0;
+        let given =
+            self.left.is_some() || self.right.is_some() || self.first > 0 || self.last_at_last;
         given.then_some(Window {
             left: self.left,
             right: self.right,

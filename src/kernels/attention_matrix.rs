@@ -167,6 +167,11 @@ impl super::Variant for Variant {
                 "the device has no {side}x{side} matrices of {float} with sums in f32"
             ));
         }
+        if self.io.f16 && self.io.mods.has_prob() {
+            return Err(
+                "a prob_mod may make weights of any size, and matrices take them as f16".into(),
+            );
+        }
         if !self.emulated {
             match caps.subgroup {
                 None => return Err("the device has no subgroup operations".into()),

@@ -89,7 +89,8 @@ pub struct BlockMask {
 /// A key is visible when everything that is given allows it: `kv_len`, `q_len`, causal masking, window and
 /// `head_windows` (`prefix_len` adds keys to those three), sequences, `mask`, `block_mask`, the `mask_mod` of
 /// each of `mods`. Ranges of keys that none of a tile's queries sees are not read: those that follow from
-/// lengths, causal masking, windows, sequences, block masks and the `key_range` of mods.
+/// lengths, causal masking, windows, sequences, block masks and the `key_range` of mods. (Where a tile holds queries
+/// of several packed sequences, keys between those of the first and the last may be read.)
 ///
 /// Query head `h` reads KV head `h / (q_heads / kv_heads)` (grouped-query attention; one KV head
 /// is multi-query attention). Sums, maxima and products are f32 whatever the storage. A query
@@ -357,7 +358,7 @@ impl Attention {
     }
 
     /// Pairs of query and key that causal masking and the window leave, per batch entry and query head.
-    /// What only the device knows (masks, lengths, mods) is not counted.
+    /// What only the device knows (masks, lengths, where packed sequences begin, mods) is not counted.
     pub fn visible_pairs(&self) -> f64 {
         let [_, _, m, _] = dims(&self.q);
         let [_, _, n, _] = dims(&self.k);

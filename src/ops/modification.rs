@@ -24,11 +24,11 @@ use crate::{
 /// fn key_range(batch: u32, head: u32, q_index: u32) -> vec2<u32>
 /// ```
 ///
-/// `head` is the query head; all numbers are places in the tensors, also where sequences are packed. A score of minus
-/// infinity hides the key, and one that `bias` has hidden so stays hidden. Each of [`Mod::buffers`] is a function of its name: `slopes(head)` is that element
-/// of the buffer `slopes`, counted along the layout's rows; places past its end give some element or 0.
-/// `valid_keys(batch)` and `valid_queries(batch)` give the lengths of a batch entry. Buffers are bound in the order of
-/// all mods of an op.
+/// `head` is the query head; all numbers are places in the tensors, also where sequences are packed. A score of
+/// minus infinity hides the key, and one that `bias` has hidden so stays hidden. Each of [`Mod::buffers`] is a
+/// function of its name: `slopes(head)` is that element of the buffer `slopes`, counted along the layout's rows;
+/// places past its end give some element or 0. `valid_keys(batch)` and `valid_queries(batch)` give the lengths of a
+/// batch entry (with packed sequences, of the whole tensor). Buffers are bound in the order of all mods of an op.
 ///
 /// The text is plain functions of numbers, with `const`, `struct` and `alias` beside them: no variables outside of
 /// functions, entry points, extensions, barriers, textures or pointers as parameters, and no loops, since some drivers

@@ -210,15 +210,27 @@ impl<'a> Space<'a> {
         }
         let splits = self.all_splits(&part, split_keys);
         let probs = self.mods.has_prob();
-        let most = if probs { MOST_PROB_RANGES } else { u64::MAX };
-        if splits >= u64::from(self.caps.loop_budget).min(most) {
+        let remedy = match tuning.splits {
+            Some(_) => "ask for fewer ranges (tuning.splits), or split the sequence",
+            None => "split the sequence",
+        };
+        if splits >= u64::from(self.caps.loop_budget) {
             return Err(Error::unsupported(
                 format!("{splits} key ranges"),
                 format!(
                     "a kernel may loop {} times on this device, and the merge loops over them",
                     self.caps.loop_budget
                 ),
-                "split the sequence",
+                remedy,
+            ));
+        }
+        if probs && splits > MOST_PROB_RANGES {
+            return Err(Error::unsupported(
+                format!("{splits} key ranges with a prob_mod"),
+                format!(
+                    "its second pass looks at the ranges of the first, at most {MOST_PROB_RANGES}"
+                ),
+                remedy,
             ));
         }
         // What mods make of weights is not normalised again: a first pass finds maximum and total.
@@ -332,7 +344,9 @@ impl<'a> Space<'a> {
     /// The most keys that a tile of rows visits, as far as windows tell.
     fn visited_keys(&self, part: &[u64; AXES]) -> u64 {
         let reach = self.op.reach();
-        let bounded = self.op.head_windows.is_none() && self.op.prefix_len.is_none();
+        // In packed sequences a tile may hold the end of one and the start of another.
+        let given = [&self.op.head_windows, &self.op.prefix_len, &self.op.cu_q];
+        let bounded = given.into_iter().all(Option::is_none);
         let (Some(left), Some(right), true) = (reach.left, reach.right, bounded) else {
             return u64::MAX;
         };
@@ -344,7 +358,8 @@ impl<'a> Space<'a> {
         } else {
             part[ROW]
         };
-        [left, right, reach.early, 2 * self.choice.step_keys()]
+        // A step that each of two runs does not fill, and the few keys between that join them.
+        [left, right, reach.early, 2 * self.choice.step_keys() + 8]
             .into_iter()
             .fold(queries, u64::saturating_add)
     }
@@ -669,7 +684,8 @@ pub(super) fn visited_tiles(op: &Attention, kernel: Kernel) -> Option<(u64, u64)
     let rows = q_heads / kv_heads * q_len;
     let (tile, step) = (choice.tile_rows(), choice.step_keys());
     let tiles = rows.div_ceil(tile);
-    if tiles > MOST_TILES {
+    // Places in packed sequences count from starts that only the device knows.
+    if tiles > MOST_TILES || op.cu_q.is_some() {
         return None;
     }
     // Numbers below 2^29, as the plan has seen to.

@@ -19,7 +19,9 @@ const LEAST_MATRIX_ROWS: u64 = 16;
 const MOST_DECODE_ROWS: u64 = 8;
 /// Vectors of q, all rows of a workgroup, that the decode schedule holds.
 const DECODE_VECTORS: u64 = 256;
-/// Key ranges that a second pass looks at, twice for each of an invocation's rows (at most 8).
+/// Rows that one invocation owns in any schedule.
+const MOST_OWN_ROWS: u64 = 8;
+/// Key ranges that a second pass looks at, twice for each of an invocation's rows.
 pub(super) const MOST_PROB_RANGES: u64 = 1024;
 /// Bytes of K that a lane of a software device reads before the lanes move on: two pages.
 const STRETCH_BYTES: u64 = 8192;
@@ -135,21 +137,28 @@ impl Choice {
         let io = self.io();
         let rows = self.tile_rows();
         let step = self.step_keys();
-        // One iteration less than the budget, for the check that ends the loop.
-        let mut budget = u64::from(budget).checked_sub(1)?;
+        // Drivers may count the iterations of all loops of an invocation together, and the check that ends
+        // each loop as one: a little is kept for those that are not counted one by one.
+        let budget = u64::from(budget);
+        let mut budget = (budget - budget / 64).checked_sub(16)?;
         if io.lower {
-            // Every row of the tile is asked what it sees; in packed sequences by a search.
+            // Every row of the tile is asked what it sees, and once more each that an invocation owns; in
+            // packed sequences by a search.
             let sequences = op.cu_q.as_ref().map_or(1, |starts| dims(starts)[0]);
             let search = u64::from(u64::BITS - sequences.leading_zeros());
-            budget = budget.checked_sub(rows * (2 + search))?;
+            budget = budget.checked_sub((rows + MOST_OWN_ROWS) * (2 + search))?;
         }
         if io.mods.has_prob() {
             // A second pass first looks at what the ranges of the first have left: see MOST_PROB_RANGES.
-            budget = budget.checked_sub(MOST_PROB_RANGES * 16)?;
+            budget = budget.checked_sub(MOST_PROB_RANGES * 2 * MOST_OWN_ROWS)?;
         }
         if io.early {
-            // A second run, and a step that it does not fill.
-            budget = budget.checked_sub(2 + self.iterations(step, head_dim))?;
+            // A second run, and a step or a stretch that it does not fill.
+            let unfilled = match self {
+                Self::Decode(variant) => u64::from(variant.stretch),
+                _ => self.iterations(step, head_dim),
+            };
+            budget = budget.checked_sub(6 + unfilled)?;
         }
         let keys = match &op.block_mask {
             None => {
@@ -161,12 +170,15 @@ impl Choice {
             }
             Some(mask) => {
                 // Each block is a run, and found by a look at the words of all of the tile's rows.
-                let looks = 2 + rows / mask.block_q.min(q_len).max(1);
+                let heads = rows.div_ceil(q_len) + 1;
+                let pieces =
+                    (heads * q_len.div_ceil(mask.block_q)).min(rows.div_ceil(mask.block_q) + heads);
+                let looks = 2 + pieces.min(rows);
                 let words = dims(&mask.bits)[3].saturating_mul(1 + looks);
                 let budget = budget.checked_sub(words)?;
                 let most = |run: u64| {
                     let run_keys = run.saturating_mul(step);
-                    let each = self.iterations(run_keys, head_dim) + looks + 3;
+                    let each = self.iterations(run_keys, head_dim) + looks + 6;
                     // Blocks begin anywhere in a range: one more of them.
                     (budget / each)
                         .saturating_sub(1)

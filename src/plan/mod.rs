@@ -206,8 +206,8 @@ impl Outline {
     }
 
     /// Key tiles that attention's workgroups visit, and those that they would without causal masking and
-    /// window: what only the device knows (lengths, masks, mods) is left out. None for other ops, and for
-    /// more than a million tiles of queries, which would take long to count.
+    /// window: what only the device knows (lengths, masks, mods) is left out. None for other ops, for packed
+    /// sequences, and for more than a million tiles of queries, which would take long to count.
     pub fn visited_tiles(&self) -> Option<(u64, u64)> {
         match (&self.op, self.steps.first()) {
             (Op::Attention(op), Some(step)) => attention::visited_tiles(op, step.kernel),

@@ -24,7 +24,7 @@ pub use table::{Entry, Table};
 use crate::{
     caps::Caps,
     error::Result,
-    ops::{Attention, Causal, Op, dims},
+    ops::{Attention, Causal, Corner, Op, dims},
     plan::{Outline, Schedule, Tuning},
     tensor::{DType, Layout},
 };
@@ -244,7 +244,11 @@ fn terms(op: &Attention) -> String {
     if op.window.is_some() {
         let log2 =
             |keys: Option<u64>| keys.map_or("all".into(), |n| format!("2^{}", n.max(1).ilog2()));
-        words.push(format!("window {}", reach.map(log2).join("+")));
+        let corner = match window.corner {
+            Corner::TopLeft => "",
+            Corner::BottomRight => " at the end",
+        };
+        words.push(format!("window {}{corner}", reach.map(log2).join("+")));
     }
     for (there, word) in [
         (op.q_len.is_some(), "q_len"),
@@ -267,7 +271,7 @@ fn terms(op: &Attention) -> String {
         let text: String = op
             .mods
             .iter()
-            .map(|change| change.source.as_str())
+            .map(|change| format!("{} {}", change.source.len(), change.source))
             .collect();
         words.push(format!("mods {:08x}", crc32fast::hash(text.as_bytes())));
     }

@@ -59,6 +59,8 @@ const MAX_DEPTH: usize = 48;
 const MAX_OPERATORS: usize = 256;
 const MAX_BRANCHES: usize = 128;
 const MAX_DECLARATIONS: usize = 256;
+/// Calls that one call of a function comes to.
+const MAX_CALLS: u64 = 1024;
 /// Elements of an array: WGSL promises no more in a constructor.
 const MAX_ARRAY: u32 = 2047;
 /// Bytes of variables: WGSL promises 8192 to a whole shader, and the kernels need theirs.
@@ -466,7 +468,23 @@ pub(super) fn check_module(module: &Module) -> Result<(), Fault> {
     }
     check_bits(&module.global_expressions)?;
     let mut local_bytes = 0u64;
+    // How many functions run when each is called once; those it calls come before it.
+    let mut runs: Vec<u64> = Vec::new();
     for (handle, function) in module.functions.iter() {
+        let mut called = Vec::new();
+        calls(&function.body, &mut called);
+        let inner = called
+            .into_iter()
+            .filter_map(|index| runs.get(index))
+            .fold(1u64, |sum, each| sum.saturating_add(*each));
+        if inner > MAX_CALLS {
+            return Err(fault(
+                module.functions.get_span(handle),
+                format!("a function that comes to more than {MAX_CALLS} calls"),
+                "call less: compilers write every call out",
+            ));
+        }
+        runs.push(inner);
         for argument in &function.arguments {
             if matches!(
                 module.types[argument.ty].inner,
@@ -627,6 +645,26 @@ fn check_expressions(function: &Function) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// The functions that a block calls, by number, as often as it does.
+fn calls(block: &Block, list: &mut Vec<usize>) {
+    for statement in block {
+        match statement {
+            Statement::Call { function, .. } => list.push(function.index()),
+            Statement::Block(block) => calls(block, list),
+            Statement::If { accept, reject, .. } => {
+                calls(accept, list);
+                calls(reject, list);
+            }
+            Statement::Switch { cases, .. } => {
+                for case in cases {
+                    calls(&case.body, list);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 fn check_block(block: &Block) -> Result<(), Fault> {

@@ -585,3 +585,22 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn calls_that_multiply_are_refused() {
+    let chain = |count: usize| {
+        let mut source = String::from("fn twice0(x: f32) -> f32 { return x + 1.0; }\n");
+        for number in 1..count {
+            let before = number - 1;
+            source.push_str(&format!(
+                "fn twice{number}(x: f32) -> f32 {{ return twice{before}(twice{before}(x)); }}\n"
+            ));
+        }
+        let last = count - 1;
+        source.push_str(&body(&format!("return twice{last}(score);")));
+        link(source)
+    };
+    assert!(chain(8).is_ok());
+    let error = chain(64).unwrap_err().to_string();
+    assert!(error.contains("calls"), "{error}");
+}
