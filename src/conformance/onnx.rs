@@ -527,7 +527,8 @@ mod tests {
     fn attributes_without_an_op_are_named() {
         for (text, named) in [
             (r#"{"left_window_size": -2}"#, "left_window_size"),
-            (r#"{"softmax_precision": 11}"#, "softmax_precision"),
+            (r#"{"softmax_precision": 5}"#, "softmax_precision"),
+            (r#"{"qk_matmul_output_mode": 4}"#, "qk_matmul_output_mode"),
             (r#"{"spare": 11}"#, "spare"),
         ] {
             let value: Value = serde_json::from_str(text).expect("valid JSON");
