@@ -110,7 +110,7 @@ fn main(
         var rescale: array<f32, ROWS>;
         //@unroll
         for (var r = 0u; r < ROWS; r++) {
-            let s = final_score(score[r], seen_by[r], key, end - 1u);
+            let s = final_score(score[r], seen_by[r], key, end - 1u, unmasked(seen_by[r], key, end - 1u));
             let highest = raised(maximum[r], subgroupMax(s));
             rescale[r] = exp2(maximum[r] - highest);
             maximum[r] = highest;

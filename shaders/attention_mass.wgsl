@@ -41,7 +41,7 @@ fn main(
         let row = first_row + query;
         let seen_by = row_of(tile, row, whole_walk(tile, row));
         if (key <= last && sees(seen_by.sight, key)) {
-            let s = final_score(pair_score(q_start(tile, row, params), k_at), seen_by, key, last);
+            let s = final_score(pair_score(q_start(tile, row, params), k_at), seen_by, key, last, unmasked(seen_by, key, last));
             total += pair_weight(s, row_sum(tile, row), seen_by, key);
         }
     }

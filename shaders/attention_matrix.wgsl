@@ -475,7 +475,8 @@ fn main(
                     var x = scores_at(row * S_PITCH + n) * params.scale;
                     //@unroll
                     for (var c = 0u; c < 4u; c++) {
-                        x[c] = final_score(x[c], seen_by[r], j + n * 4u + c, end - 1u);
+                        let key = j + n * 4u + c;
+                        x[c] = final_score(x[c], seen_by[r], key, end - 1u, unmasked(seen_by[r], key, end - 1u));
                         highest = max(highest, x[c]);
                     }
                     score[n] = x;

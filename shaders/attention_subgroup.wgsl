@@ -107,9 +107,15 @@ fn main(
         //@unroll
         for (var r = 0u; r < ROWS; r++) {
             var highest = maximum[r];
+            var bytes: array<u32, (KEYS + 3u) / 4u>;
+            //@unroll
+            for (var n = 0u; n < (KEYS + 3u) / 4u; n++) {
+                bytes[n] = mask_bytes(seen_by[r], j + n * 4u, min(KEYS - n * 4u, 4u), end - 1u);
+            }
             //@unroll
             for (var c = 0u; c < KEYS; c++) {
-                let s = final_score(score[r * KEYS + c], seen_by[r], j + c, end - 1u);
+                let kept = ((bytes[c / 4u] >> (c % 4u * 8u)) & 255u) != 0u;
+                let s = final_score(score[r * KEYS + c], seen_by[r], j + c, end - 1u, kept);
                 highest = max(highest, s);
                 score[r * KEYS + c] = s;
             }

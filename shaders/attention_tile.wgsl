@@ -131,7 +131,8 @@ fn main(
             var highest = HIDDEN;
             //@unroll
             for (var b = 0u; b < 4u; b++) {
-                let s = final_score(score[a * 4u + b], seen_by[a], j + x + b * 8u, end - 1u);
+                let key = j + x + b * 8u;
+                let s = final_score(score[a * 4u + b], seen_by[a], key, end - 1u, unmasked(seen_by[a], key, end - 1u));
                 highest = max(highest, s);
                 score[a * 4u + b] = s;
             }

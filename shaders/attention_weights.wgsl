@@ -103,7 +103,7 @@ fn main(
 //@else
         var s = FLOOR;
         if (sees(seen_by.sight, key)) {
-            s = final_score(pair_score(q_at, k_base + key * params.k_row), seen_by, key, params.kv_len - 1u);
+            s = final_score(pair_score(q_at, k_base + key * params.k_row), seen_by, key, params.kv_len - 1u, unmasked(seen_by, key, params.kv_len - 1u));
         }
 //@if LSE
         out[at + key * params.o_dim] = Result(pair_weight(s, sum, seen_by, key));
@@ -145,7 +145,7 @@ fn main(
         let key = j + local;
         var s = FLOOR;
         if (key < end) {
-            s = final_score(pair_score(q_at, k_base + key * params.k_row), seen_by, key, end - 1u);
+            s = final_score(pair_score(q_at, k_base + key * params.k_row), seen_by, key, end - 1u, unmasked(seen_by, key, end - 1u));
         }
 //@if LSE
         let w = pair_weight(s, sum, seen_by, key);

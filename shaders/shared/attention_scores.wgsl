@@ -61,9 +61,39 @@ fn capped(score: f32) -> f32 {
 }
 //@endif
 
+// Whether the mask leaves a key; one past `last` is read as `last`.
+fn unmasked(row: Row, key: u32, last: u32) -> bool {
+//@if MASK
+    let byte = row.mask + min(key, last) * params.mask_key;
+    return ((mask[byte / 4u] >> (byte % 4u * 8u)) & 255u) != 0u;
+//@else
+    return true;
+//@endif
+}
+
+// The bytes of the mask from key `key` on, `count` of them (at most 4): one load with MASK_WORDS, where they lie in
+// one word.
+fn mask_bytes(row: Row, key: u32, count: u32, last: u32) -> u32 {
+//@if MASK_WORDS
+    return mask[(row.mask + min(key, last)) / 4u] >> (key % 4u * 8u);
+//@else
+    var bytes = select(0u, 255u, unmasked(row, key, last));
+    if (count > 1u) {
+        bytes |= select(0u, 255u << 8u, unmasked(row, key + 1u, last));
+    }
+    if (count > 2u) {
+        bytes |= select(0u, 255u << 16u, unmasked(row, key + 2u, last));
+    }
+    if (count > 3u) {
+        bytes |= select(0u, 255u << 24u, unmasked(row, key + 3u, last));
+    }
+    return bytes;
+//@endif
+}
+
 // The score of a key with all that changes it, or FLOOR when it is hidden. A key past `last` is read as
-// `last`, and hidden.
-fn final_score(score: f32, row: Row, key: u32, last: u32) -> f32 {
+// `last`, and hidden; `kept` is what the mask says of it.
+fn final_score(score: f32, row: Row, key: u32, last: u32, kept: bool) -> f32 {
     var s = score;
     let near = min(key, last);
     var visible = sees(row.sight, key);
@@ -84,10 +114,7 @@ fn final_score(score: f32, row: Row, key: u32, last: u32) -> f32 {
 //@if BLOCKS
     visible = visible && in_block(row.blocks, near);
 //@endif
-//@if MASK
-    let byte = row.mask + near * params.mask_key;
-    visible = visible && ((mask[byte / 4u] >> (byte % 4u * 8u)) & 255u) != 0u;
-//@endif
+    visible = visible && kept;
 //@if MASK_MOD
     visible = visible && mods_visible(row.batch, row.head, row.query, params.key_start + near);
 //@endif

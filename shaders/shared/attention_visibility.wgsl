@@ -173,7 +173,9 @@ fn walk_of(tile: Tile, last_row: u32) -> Walk {
 //@if KV_LEN
     // What is valid is shared out among all ranges, as long as each has some keys to work on.
     if (params.all_splits == params.splits) {
-        keys = min(keys, max(LEAST_KEYS, (keys_of(tile.batch) + params.splits - 1u) / params.splits));
+        // A multiple of 4, so that steps begin where masks have words.
+        let share = ((keys_of(tile.batch) + params.splits - 1u) / params.splits + 3u) / 4u * 4u;
+        keys = min(keys, max(LEAST_KEYS, share));
     }
 //@endif
     let begin = min(tile.split * keys, params.kv_len);

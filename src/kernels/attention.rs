@@ -17,6 +17,8 @@ pub struct AttentionIo {
     pub f16: bool,
     /// Boolean mask.
     pub mask: bool,
+    /// The mask's bytes for the keys of a step lie in one word.
+    pub mask_words: bool,
     /// Additive bias; whether it is stored as f16.
     pub bias: Option<bool>,
     /// Valid keys per batch entry.
@@ -58,6 +60,7 @@ impl AttentionIo {
         vec![
             ("F16", self.f16.into()),
             ("MASK", self.mask.into()),
+            ("MASK_WORDS", self.mask_words.into()),
             ("BIAS", self.bias.is_some().into()),
             ("BIAS_F16", (self.bias == Some(true)).into()),
             ("KV_LEN", self.kv_len.into()),

@@ -621,7 +621,7 @@ impl Attention {
         Ok(())
     }
 
-    pub(super) fn tensors(&self) -> Vec<(Slot, &Layout)> {
+    pub(crate) fn tensors(&self) -> Vec<(Slot, &Layout)> {
         let mut list = vec![
             (Slot::Q, &self.q),
             (Slot::K, &self.k),

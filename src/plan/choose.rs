@@ -469,15 +469,37 @@ fn subgroup_variant(
         129..=192 => (2, 1),
         _ => (1, 1),
     };
+    let keys = tuning.keys.unwrap_or(keys);
     attention_subgroup::Variant {
         subgroup: caps.subgroup.map_or(0, |(min, _)| min),
         rows: tuning.rows.unwrap_or(rows),
-        keys: tuning.keys.unwrap_or(keys),
+        keys,
         d4: vectors(head_dim, vec4),
         v4: vectors(value_dim, vec4),
         vec4,
-        io,
+        io: AttentionIo {
+            mask_words: mask_words(op, caps, keys, io),
+            ..io
+        },
     }
+}
+
+/// Whether the mask's bytes for the keys of each step lie in one word: steps begin at multiples of their length
+/// where rows begin at words, and no slice or run of keys begins elsewhere.
+fn mask_words(op: &Attention, caps: &Caps, keys: u32, io: AttentionIo) -> bool {
+    let Some(mask) = &op.mask else {
+        return false;
+    };
+    let mut axes = mask.strides.iter().zip(&mask.shape).rev();
+    let along = axes
+        .next()
+        .is_some_and(|(&stride, &len)| stride == 1 && len > 1);
+    let words = axes.all(|(stride, &len)| len == 1 || stride.is_multiple_of(4));
+    let whole = op.tensors().into_iter().all(|(_, layout)| {
+        layout.end_bytes() + u64::from(caps.storage_alignment) <= caps.max_binding_bytes
+    });
+    let steps = matches!(keys, 2 | 4) && !io.lower && !io.runs();
+    along && words && mask.offset.is_multiple_of(4) && whole && steps
 }
 
 /// Vectors of four in a row. Rows that are read element by element are padded, so that few
