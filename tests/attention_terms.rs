@@ -853,7 +853,7 @@ fn long_ranges_lose_no_key() {
         if gpu.engine().caps().fixed_subgroup().is_none() {
             say(format_args!(
                 "skipped: {} has no fixed subgroup size",
-                name(&gpu)
+                name(gpu)
             ));
             continue;
         }
@@ -896,7 +896,7 @@ fn long_ranges_lose_no_key() {
                         splits: Some(splits),
                     };
                     let (_, lse) = problem
-                        .run(&gpu, &tuning, (&q, &k, &v), None, None)
+                        .run(gpu, &tuning, (&q, &k, &v), None, None)
                         .unwrap_or_else(|error| panic!("{label}: {error}"));
                     lse.iter().map(|&x| f64::from(x).exp()).collect()
                 };
