@@ -1,4 +1,4 @@
-//! Known modifications of attention as [`Mod`](super::Mod)s: biases by position, windows of images,
+//! Known modifications of attention as [`Mod`]s: biases by position, windows of images,
 //! masks, and blends of weights.
 //!
 //! Each is WGSL with its numbers written into it; what is large lies in buffers, which are bound in the order
