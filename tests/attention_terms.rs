@@ -916,3 +916,31 @@ fn long_ranges_lose_no_key() {
         }
     }
 }
+
+/// Rows of a mask that begin at words, whose bytes are loaded together; and rows that do not.
+#[test]
+fn masks_in_words() {
+    let mut problems = Vec::new();
+    for keys in [64, 68, 131] {
+        for shape in [[1, 1, 37, keys], [2, 4, 37, keys], [1, 4, 1, keys]] {
+            let mut problem = with([2, 4, 2], [37, keys], Causal::None, Terms::default());
+            problem.mask = Some(shape);
+            problems.push(problem.clone());
+            problem.causal = Causal::BottomRight;
+            problem.lens = Some(vec![keys as u32 - 3, 21]);
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+    let four = Tuning {
+        keys: Some(4),
+        ..CHEAP
+    };
+    for gpu in gpus() {
+        if gpu.engine().caps().fixed_subgroup().is_some() {
+            for problem in &problems {
+                close(problem, gpu, &four, &name(gpu), F32);
+            }
+        }
+    }
+}
