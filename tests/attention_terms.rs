@@ -5,8 +5,8 @@ mod common;
 
 use common::{Blocks, Problem, Terms, gpus, name, say};
 use foveate::{
-    Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Gpu, Layout, Schedule, Tuning,
-    Window,
+    Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Engine, Gpu, Layout, Schedule,
+    Tuning, Window,
     reference::{self, AttentionInputs},
 };
 
@@ -709,7 +709,7 @@ fn one_call_serves_every_length() {
             ..AttentionArgs::new(q.view(), k.view(), v.view(), o.view())
         };
         let call = plan.bind(args).unwrap();
-        let before = gpu.engine().counters();
+        let before = engine.counters();
         // None, one, less than a range, ranges that share what is valid, all, and past the end.
         for filled in [0usize, 1, 5, 129, 300, 384, 500, 700, 1000] {
             gpu.write(&length, bytemuck::bytes_of(&(filled as u32)))
@@ -727,7 +727,7 @@ fn one_call_serves_every_length() {
                 "{label}, {filled} keys: {error:e}"
             );
         }
-        let after = gpu.engine().counters();
+        let after = engine.counters();
         assert_eq!(
             (before.misses, before.buffers, before.bind_groups),
             (after.misses, after.buffers, after.bind_groups)
