@@ -196,7 +196,19 @@ fn find<'a, 'b>(args: &'b Args<'a>, slot: Slot) -> Option<&'b View<'a>> {
 /// Checks the caller's buffers against the op.
 fn check(op: &Op, args: &Args<'_>) -> Result<()> {
     let tensors = op.tensors();
-    for (slot, _) in &args.0 {
+    for (place, (slot, _)) in args.0.iter().enumerate() {
+        if args
+            .0
+            .iter()
+            .skip(place + 1)
+            .any(|(other, _)| other == slot)
+        {
+            return Err(Error::invalid(
+                slot.name(),
+                "is given more than once",
+                "bind one view for it",
+            ));
+        }
         if !tensors.iter().any(|(other, _)| other == slot) {
             return Err(Error::invalid(
                 slot.name(),

@@ -293,7 +293,7 @@ impl Engine {
             let tuning = candidate.tuning;
             let result = self
                 .first_run(queue, op, &tuning, &tensors)
-                .and_then(|(call, time)| Ok((call, time, self.results(queue, &tensors)?)));
+                .and_then(|(call, time)| Ok((call, time, self.results(queue, op, &tensors)?)));
             match (result, &expected) {
                 (Ok((call, time, results)), None) => {
                     expected = Some(results);
@@ -382,11 +382,12 @@ impl Engine {
     fn results(
         &self,
         queue: &wgpu::Queue,
+        op: &Op,
         tensors: &[(Slot, Layout, wgpu::Buffer)],
     ) -> Result<Vec<f32>> {
         const MOST: u64 = 4 << 20;
         let mut results = Vec::new();
-        for (_, layout, buffer) in tensors.iter().filter(|(slot, ..)| slot.is_output()) {
+        for (_, layout, buffer) in tensors.iter().filter(|(slot, ..)| op.is_output(*slot)) {
             let size = buffer.size();
             let part = size.min(MOST);
             for offset in [0, size - part] {

@@ -4,30 +4,10 @@ mod common;
 
 use std::{cell::RefCell, collections::BTreeSet};
 
-use common::{Problem, gpus, name, say, with_emulated_matrices};
+use common::{CHEAP, DECODE, Problem, TILE, gpus, name, say, with_emulated_matrices};
 use foveate::{
     Attention, Caps, Causal, DType, Gpu, Layout, Schedule, Tuning, kernels::Kernel, plan::Outline,
     reference::noise,
-};
-
-/// Variants that compile fast, for sweeps over shapes.
-const CHEAP: Tuning = Tuning {
-    schedule: Some(Schedule::Subgroup),
-    rows: Some(1),
-    keys: Some(2),
-    splits: None,
-};
-const DECODE: Tuning = Tuning {
-    schedule: Some(Schedule::Decode),
-    rows: Some(2),
-    keys: None,
-    splits: None,
-};
-const TILE: Tuning = Tuning {
-    schedule: Some(Schedule::Tile),
-    rows: None,
-    keys: None,
-    splits: None,
 };
 
 /// On emulated matrices, where the device has none of its own.

@@ -3,31 +3,11 @@
 
 mod common;
 
-use common::{Blocks, Problem, Terms, gpus, name, say};
+use common::{Blocks, CHEAP, DECODE, Problem, TILE, Terms, gpus, name, say};
 use foveate::{
     Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Engine, Gpu, Layout, Schedule,
     Tuning, Window,
     reference::{self, AttentionInputs},
-};
-
-/// Variants that compile fast.
-const CHEAP: Tuning = Tuning {
-    schedule: Some(Schedule::Subgroup),
-    rows: Some(1),
-    keys: Some(2),
-    splits: None,
-};
-const DECODE: Tuning = Tuning {
-    schedule: Some(Schedule::Decode),
-    rows: Some(2),
-    keys: None,
-    splits: None,
-};
-const TILE: Tuning = Tuning {
-    schedule: Some(Schedule::Tile),
-    rows: None,
-    keys: None,
-    splits: None,
 };
 
 const F32: f64 = 1e-5;

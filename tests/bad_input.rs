@@ -147,6 +147,23 @@ fn wrong_attention_tensors() {
             "leave it out, or plan an op that has it",
         )
     );
+    // More buffers than any op may have.
+    let mut spare = args();
+    spare.buffers = vec![View::new(&wide, Layout::f32([4])); 5];
+    assert_eq!(
+        refused(&app, op.clone(), spare),
+        Error::invalid(
+            "buffer_0",
+            "is given, but the planned op has none",
+            "leave it out, or plan an op that has it",
+        )
+    );
+    let mut list: Args<'_> = args().into();
+    list.0.push((Slot::Q, args().q));
+    assert_eq!(
+        refused(&app, op.clone(), list),
+        Error::invalid("q", "is given more than once", "bind one view for it")
+    );
     let mut other = args();
     other.q.layout = other.q.layout.transposed(1, 2);
     let error = refused(&app, op, other);

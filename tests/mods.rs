@@ -3,32 +3,12 @@
 
 mod common;
 
-use common::{gpus, name, say};
+use common::{CHEAP, DECODE, TILE, gpus, name, say};
 use foveate::{
     Attention, AttentionArgs, Causal, Corner, DType, Gpu, Layout, Mod, Result, Schedule, Tensor,
     Tuning,
     presets::{self, NeighborhoodAxis, T5Buckets},
     reference::{self, AttentionInputs, Pair, noise, presets as formula},
-};
-
-/// Variants that compile fast.
-const CHEAP: Tuning = Tuning {
-    schedule: Some(Schedule::Subgroup),
-    rows: Some(1),
-    keys: Some(2),
-    splits: None,
-};
-const DECODE: Tuning = Tuning {
-    schedule: Some(Schedule::Decode),
-    rows: Some(2),
-    keys: None,
-    splits: None,
-};
-const TILE: Tuning = Tuning {
-    schedule: Some(Schedule::Tile),
-    rows: None,
-    keys: None,
-    splits: None,
 };
 
 /// What a buffer of a mod holds.

@@ -793,8 +793,11 @@ impl<'a> From<AttentionArgs<'a>> for Args<'a> {
         ] {
             list.extend(view.map(|view| (slot, view)));
         }
-        // More buffers than there are slots are more than the op has: binding says so.
-        list.extend(Slot::BUFFERS.into_iter().zip(args.buffers));
+        // Buffers past the last slot take it again, which binding refuses.
+        let slots = Slot::BUFFERS
+            .into_iter()
+            .chain(std::iter::repeat(Slot::Buffer3));
+        list.extend(slots.zip(args.buffers));
         Self(list)
     }
 }

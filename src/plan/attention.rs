@@ -358,7 +358,7 @@ impl<'a> Space<'a> {
         } else {
             part[ROW]
         };
-        // A step that each of two runs does not fill, and the few keys between that join them.
+        // A step that each of two runs does not fill, and the 8 keys between that join them in `walk_of`.
         [left, right, reach.early, 2 * self.choice.step_keys() + 8]
             .into_iter()
             .fold(queries, u64::saturating_add)

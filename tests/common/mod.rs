@@ -4,10 +4,32 @@
 use std::sync::OnceLock;
 
 use foveate::{
-    Attention, AttentionArgs, BlockMask, Causal, DType, Gpu, Layout, Op, Result, Tensor, Tuning,
-    Window,
+    Attention, AttentionArgs, BlockMask, Causal, DType, Gpu, Layout, Op, Result, Schedule, Tensor,
+    Tuning, Window,
     caps::MatrixShape,
     reference::{self, AttentionInputs, AttentionOutputs, noise},
+};
+
+/// Variants that compile fast, for sweeps over shapes.
+pub const CHEAP: Tuning = Tuning {
+    schedule: Some(Schedule::Subgroup),
+    rows: Some(1),
+    keys: Some(2),
+    splits: None,
+};
+/// The same of the decode schedule.
+pub const DECODE: Tuning = Tuning {
+    schedule: Some(Schedule::Decode),
+    rows: Some(2),
+    keys: None,
+    splits: None,
+};
+/// The tile schedule, which has one variant per set of terms.
+pub const TILE: Tuning = Tuning {
+    schedule: Some(Schedule::Tile),
+    rows: None,
+    keys: None,
+    splits: None,
 };
 
 /// Every adapter of this machine, opened. A kind that is missing is a skip that is printed; a
