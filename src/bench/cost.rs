@@ -1,7 +1,7 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
 use crate::{
-    Attention, Layout, Merge, Op, Rotary, Softmax,
+    Attention, Layout, LinearAttention, Merge, Op, Rotary, Softmax,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -67,7 +67,8 @@ impl std::ops::Add for Cost {
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
-/// per element of its parts, rotary embedding 3 per element that it turns.
+/// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
+/// the state for each update and each query.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -87,6 +88,7 @@ pub fn cost(op: &Op) -> Cost {
         Op::Weights(op) => 2.0 * dims(&op.attention.q)[3] as f64 * op.visible_pairs(),
         Op::Merge(Merge { o_parts, .. }) => 2.0 * o_parts.elements() as f64,
         Op::Rotary(op) => 3.0 * op.x.elements() as f64 * turned(op),
+        Op::LinearAttention(op) => linear_attention_operations(op),
     };
     Cost {
         operations,
@@ -143,4 +145,13 @@ fn attention_operations(op: &Attention) -> f64 {
     let [batch, heads, _, head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
     2.0 * (head_dim + value_dim) as f64 * op.visible_pairs() * (batch * heads) as f64
+}
+
+/// Those of the recurrence: a multiplication and an addition per element of the state for each update and for
+/// each query.
+fn linear_attention_operations(op: &LinearAttention) -> f64 {
+    let [batch, heads, updates, value_dim] = dims(&op.v);
+    let [_, o_heads, seq, _] = dims(&op.o);
+    let state = (op.state_rows() * value_dim) as f64;
+    2.0 * state * (batch * (heads * updates + o_heads * seq)) as f64
 }

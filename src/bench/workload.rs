@@ -530,6 +530,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Merge(op) => (Slot::O, &op.o),
         Op::Rotary(op) => (Slot::Y, &op.y),
         Op::Weights(op) => (Slot::Out, &op.out),
+        Op::LinearAttention(op) => (Slot::O, &op.o),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The public ops, as plain data: what to compute on tensors of which layout.
 
 mod attention;
+mod linear_attention;
 mod merge;
 mod modification;
 pub mod presets;
@@ -10,6 +11,10 @@ mod weights;
 
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
+pub use linear_attention::{
+    Decay, FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Normaliser, Reach, Similarity,
+    UpdateRule,
+};
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
@@ -38,6 +43,8 @@ pub enum Op {
     Weights(Weights),
     /// Rotary position embedding.
     Rotary(Rotary),
+    /// Linear attention.
+    LinearAttention(LinearAttention),
 }
 
 impl Op {
@@ -52,6 +59,7 @@ impl Op {
             Self::Merge(op) => op.check(),
             Self::Weights(op) => op.check(),
             Self::Rotary(op) => op.check(),
+            Self::LinearAttention(op) => op.check(),
         }
     }
 
@@ -63,6 +71,7 @@ impl Op {
             Self::Merge(op) => op.tensors(),
             Self::Weights(op) => op.tensors(),
             Self::Rotary(op) => op.tensors(),
+            Self::LinearAttention(op) => op.tensors(),
         }
     }
 
@@ -99,6 +108,12 @@ impl From<Weights> for Op {
 impl From<Rotary> for Op {
     fn from(op: Rotary) -> Self {
         Self::Rotary(op)
+    }
+}
+
+impl From<LinearAttention> for Op {
+    fn from(op: LinearAttention) -> Self {
+        Self::LinearAttention(op)
     }
 }
 
@@ -164,13 +179,33 @@ pub enum Slot {
     Sin,
     /// Positions of tokens.
     Positions,
+    /// Decays of a linear attention's state.
+    Decay,
+    /// β of the delta rule.
+    Beta,
+    /// What reads the state in an update.
+    Read,
+    /// Where a low-rank update writes.
+    Write,
+    /// Factors on the own token.
+    Bonus,
+    /// A state before the first token.
+    InitialState,
+    /// A state after the last token.
+    FinalState,
+    /// A sum of keys before the first token.
+    InitialSum,
+    /// A sum of keys after the last token.
+    FinalSum,
+    /// Where packed sequences begin.
+    CuSeqlens,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 40] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -200,6 +235,16 @@ impl Slot {
         Self::Cos,
         Self::Sin,
         Self::Positions,
+        Self::Decay,
+        Self::Beta,
+        Self::Read,
+        Self::Write,
+        Self::Bonus,
+        Self::InitialState,
+        Self::FinalState,
+        Self::InitialSum,
+        Self::FinalSum,
+        Self::CuSeqlens,
         Self::Scratch,
     ];
 
@@ -238,6 +283,16 @@ impl Slot {
             Self::Cos => "cos",
             Self::Sin => "sin",
             Self::Positions => "positions",
+            Self::Decay => "decay",
+            Self::Beta => "beta",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Bonus => "bonus",
+            Self::InitialState => "initial_state",
+            Self::FinalState => "final_state",
+            Self::InitialSum => "initial_sum",
+            Self::FinalSum => "final_sum",
+            Self::CuSeqlens => "cu_seqlens",
             Self::Scratch => "scratch",
         }
     }
@@ -246,7 +301,14 @@ impl Slot {
     pub fn is_output(self) -> bool {
         matches!(
             self,
-            Self::Y | Self::O | Self::Lse | Self::Out | Self::Keys | Self::Scratch
+            Self::Y
+                | Self::O
+                | Self::Lse
+                | Self::Out
+                | Self::Keys
+                | Self::FinalState
+                | Self::FinalSum
+                | Self::Scratch
         )
     }
 }
@@ -258,4 +320,29 @@ pub struct Args<'a>(pub Vec<(Slot, View<'a>)>);
 /// Real numbers in ops compare and hash by their bits, so that ops can be keys.
 pub(crate) fn same_bits(a: Option<f32>, b: Option<f32>) -> bool {
     a.map(f32::to_bits) == b.map(f32::to_bits)
+}
+
+/// A real number of an op. It compares and hashes by its bits, so that ops can be keys.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Real(pub f32);
+
+impl PartialEq for Real {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_bits() == other.0.to_bits()
+    }
+}
+
+impl Eq for Real {}
+
+impl std::hash::Hash for Real {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.to_bits().hash(state);
+    }
+}
+
+impl From<f32> for Real {
+    fn from(number: f32) -> Self {
+        Self(number)
+    }
 }

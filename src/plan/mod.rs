@@ -3,6 +3,7 @@
 
 mod attention;
 mod choose;
+mod linear_attention;
 mod merge;
 mod rotary;
 mod slice;
@@ -167,7 +168,9 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => {
+                &[Schedule::Rows]
+            }
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -191,6 +194,7 @@ impl Outline {
             Op::Merge(op) => merge::outline(op, caps)?,
             Op::Weights(op) => attention::weights::outline(op, caps)?,
             Op::Rotary(op) => rotary::outline(op, caps)?,
+            Op::LinearAttention(op) => linear_attention::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(
