@@ -16,8 +16,10 @@ pub mod rotary;
 pub mod softmax;
 
 mod attention;
+mod features;
 
 pub use attention::{AttentionIo, AttentionParams};
+pub use features::Feature;
 
 use serde::{Deserialize, Serialize};
 

@@ -108,6 +108,10 @@ const SHARED: &[(&str, &str)] = &[
         "attention_visibility",
         include_str!("../../shaders/shared/attention_visibility.wgsl"),
     ),
+    (
+        "features",
+        include_str!("../../shaders/shared/features.wgsl"),
+    ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
         "online_softmax",
