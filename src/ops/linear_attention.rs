@@ -172,6 +172,90 @@ pub enum Guard {
     Keys,
 }
 
+/// Attention inside groups of tokens, beside the linear one: the output is `mix[0] * linear + mix[1] * local`. A query
+/// sees the keys of its group that are there, and, unless all tokens are in [`Reach`], none after its own. FLASH
+/// (arXiv:2202.10447), MossFormer (arXiv:2302.11824), linear log-normal attention (arXiv:2311.13541).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Local {
+    /// Tokens per group, counted from the first of each sequence; the last group may have fewer.
+    pub tokens: u64,
+    /// What a pair counts, as a function of `s = scale * q · k + bias`.
+    pub weights: LocalWeights,
+    /// Factor on `q · k`; `1 / sqrt` of their dimension when absent.
+    #[serde(default)]
+    pub scale: Option<Real>,
+    /// Queries of its own, `[batch, q_heads, seq, local_dim]`; those of the linear one, before any feature map, when
+    /// absent.
+    #[serde(default)]
+    pub q: Option<Layout>,
+    /// Keys of its own, `[batch, k_heads, seq, local_dim]`.
+    #[serde(default)]
+    pub k: Option<Layout>,
+    /// Added to the scores, by the places of query and key in the group: f32 `[heads, tokens, tokens]`, with as many
+    /// heads as the output, or 1.
+    #[serde(default)]
+    pub bias: Option<Layout>,
+    /// Factors of the linear and of the local output.
+    pub mix: [Real; 2],
+}
+
+impl Local {
+    /// Attention inside groups of `tokens` tokens, added to the linear one.
+    pub fn new(tokens: u64, weights: LocalWeights) -> Self {
+        Self {
+            tokens,
+            weights,
+            scale: None,
+            q: None,
+            k: None,
+            bias: None,
+            mix: [Real(1.0); 2],
+        }
+    }
+
+    /// Sets the factor on `q · k`.
+    #[must_use]
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(Real(scale));
+        self
+    }
+
+    /// Gives it queries and keys of its own.
+    #[must_use]
+    pub fn own(mut self, q: Layout, k: Layout) -> Self {
+        self.q = Some(q);
+        self.k = Some(k);
+        self
+    }
+
+    /// Adds a bias to the scores.
+    #[must_use]
+    pub fn bias(mut self, bias: Layout) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
+    /// Sets the factors of the linear and of the local output.
+    #[must_use]
+    pub fn mix(mut self, linear: f32, local: f32) -> Self {
+        self.mix = [Real(linear), Real(local)];
+        self
+    }
+}
+
+/// What a pair of an attention inside groups counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalWeights {
+    /// Softmax over the keys that the query sees.
+    Softmax,
+    /// `max(s, 0)²`, not normalised.
+    SquaredRelu,
+    /// `(1 + erf((s - sqrt(1/2)) / sqrt(π/2))) / 2`, not normalised: Mega (arXiv:2209.10655).
+    Laplace,
+}
+
 /// Linear attention: `o = scale * φ(q) · S`, where the state `S`, a `key_dim x value_dim` matrix per batch entry and
 /// head, takes in one token after the other; or, without decay and with [`UpdateRule::Linear`], the same as
 /// `o_i = Σ_j (scale * φ(q_i) · φ(k_j)) v_j` over the tokens that [`Reach`] names. Time per token does not depend on
@@ -264,6 +348,9 @@ pub struct LinearAttention {
     /// Needs a batch of 1. Each sequence has a state of its own. Outputs of tokens past the last end are 0.
     #[serde(default)]
     pub cu_seqlens: Option<Layout>,
+    /// Attention inside groups, beside this one.
+    #[serde(default)]
+    pub local: Option<Local>,
 }
 
 fn one() -> u64 {
@@ -304,6 +391,7 @@ impl LinearAttention {
             in_place: false,
             kv_len: None,
             cu_seqlens: None,
+            local: None,
         }
     }
 
@@ -436,6 +524,38 @@ impl LinearAttention {
         self
     }
 
+    /// Adds attention inside groups.
+    #[must_use]
+    pub fn local(mut self, local: Local) -> Self {
+        self.local = Some(local);
+        self
+    }
+
+    /// The factors `[α, β]` of linear log-normal attention, for [`FeatureMap::Exp`] of queries and keys, from the
+    /// (unbiased) standard deviations of all queries and of all keys: those with which the logarithms of the weights
+    /// vary as those of softmax attention do. `a` and `b` are those of the paper's fit, to a model's
+    /// number of channels. Nahshan et al. (arXiv:2311.13541).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where they give no positive finite factors.
+    pub fn log_normal_factors(
+        deviation_q: f64,
+        deviation_k: f64,
+        (a, b): (f64, f64),
+    ) -> Result<[f32; 2]> {
+        let deviation = (((deviation_q * deviation_k).powi(2) - b) / (2.0 * a)).sqrt();
+        let factors = [deviation / deviation_q, deviation / deviation_k].map(|x| x as f32);
+        if factors.iter().all(|x| x.is_finite() && *x > 0.0) {
+            Ok(factors)
+        } else {
+            Err(Error::invalid(
+                "deviation_q",
+                format!("deviations {deviation_q} and {deviation_k} with a {a} and b {b}"),
+                "give positive deviations, a above 0 and b below their squared product",
+            ))
+        }
+    }
+
     /// The factor on `φ(q) · φ(k)` that holds.
     pub fn effective_scale(&self) -> f32 {
         match self.scale {
@@ -530,6 +650,7 @@ impl LinearAttention {
         self.check_shapes()?;
         self.check_states()?;
         self.check_terms()?;
+        self.check_local()?;
         if !self.effective_scale().is_finite() {
             return Err(Error::invalid(
                 "scale",
@@ -540,6 +661,50 @@ impl LinearAttention {
         self.o.check_output("o")
     }
 
+    fn check_local(&self) -> Result<()> {
+        let Some(local) = &self.local else {
+            return Ok(());
+        };
+        let [_, _, seq, key_dim] = dims(&self.q);
+        let width = |own: &Option<Layout>| own.as_ref().map_or(key_dim, |own| dims(own)[3]);
+        let fail = |what: &str, found: String, remedy: &str| {
+            Err(Error::invalid(format!("local.{what}"), found, remedy))
+        };
+        if local.tokens == 0 {
+            return fail("tokens", "0".into(), "give at least one token per group");
+        }
+        if width(&local.q) != width(&local.k) {
+            return fail(
+                "q",
+                format!(
+                    "{} channels beside {} of the keys",
+                    width(&local.q),
+                    width(&local.k)
+                ),
+                "give both queries and keys of its own, of one width",
+            );
+        }
+        if width(&local.q) > MAX_DIM {
+            return Err(Error::unsupported(
+                format!("local.q with {} channels", width(&local.q)),
+                format!("kernels take at most {MAX_DIM}"),
+                "split the head",
+            ));
+        }
+        if self.updates_per_token != 1 || dims(&self.k)[2] != seq {
+            return fail(
+                "tokens",
+                format!("groups of {seq} queries and {} keys", dims(&self.k)[2]),
+                "give as many keys as queries, one per token",
+            );
+        }
+        let numbers = local.scale.iter().chain(&local.mix);
+        if let Some(Real(x)) = numbers.into_iter().find(|Real(x)| !x.is_finite()) {
+            return fail("scale", x.to_string(), "give finite factors, also in mix");
+        }
+        Ok(())
+    }
+
     /// Axes and element types.
     fn check_tensors(&self) -> Result<()> {
         for (slot, layout) in self.tensors() {
@@ -547,7 +712,8 @@ impl LinearAttention {
             layout.check(name)?;
             let ranks: &[usize] = match (slot, &self.decay) {
                 (Slot::Decay, Decay::Head(_)) | (Slot::KvLen | Slot::CuSeqlens, _) => &[1],
-                (Slot::Decay, Decay::Token(_)) | (Slot::InitialSum | Slot::FinalSum, _) => &[3],
+                (Slot::Decay, Decay::Token(_))
+                | (Slot::InitialSum | Slot::FinalSum | Slot::Bias, _) => &[3],
                 (Slot::Beta, _) => &[3, 4],
                 (Slot::Bonus, _) => &[2],
                 _ => &[4],
@@ -565,7 +731,7 @@ impl LinearAttention {
             let real = matches!(layout.dtype, DType::F32 | DType::F16);
             let (good, want) = match (slot, &self.decay) {
                 (Slot::KvLen | Slot::CuSeqlens, _) => (layout.dtype == DType::U32, "u32"),
-                (Slot::Decay, Decay::Head(_)) | (Slot::Bonus, _) => {
+                (Slot::Decay, Decay::Head(_)) | (Slot::Bonus | Slot::Bias, _) => {
                     (layout.dtype == DType::F32, "f32")
                 }
                 (
@@ -699,6 +865,13 @@ impl LinearAttention {
                 Slot::Beta => shape(slot, layout, &[batch, heads, updates, value_dim])?,
                 Slot::Bonus => shape(slot, layout, &[heads, key_dim])?,
                 Slot::KvLen => shape(slot, layout, &[batch])?,
+                Slot::LocalQ => shape(slot, layout, &[batch, q_heads, seq, dims(layout)[3]])?,
+                Slot::LocalK => shape(slot, layout, &[batch, k_heads, updates, dims(layout)[3]])?,
+                Slot::Bias => {
+                    let tokens = self.local.as_ref().map_or(0, |local| local.tokens);
+                    let heads = if dims(layout)[0] == 1 { 1 } else { o_heads };
+                    shape(slot, layout, &[heads, tokens, tokens])?;
+                }
                 Slot::InitialState | Slot::FinalState => {
                     shape(slot, layout, &self.state_shape())?;
                 }
@@ -919,6 +1092,7 @@ impl LinearAttention {
                 list.extend([(Slot::Read, read), (Slot::Write, write)]);
             }
         }
+        let local = self.local.as_ref();
         let initial = |layout| if self.in_place { None } else { layout };
         for (slot, layout) in [
             (Slot::Bonus, self.bonus.as_ref()),
@@ -928,6 +1102,9 @@ impl LinearAttention {
             (Slot::FinalSum, self.final_sum.as_ref()),
             (Slot::KvLen, self.kv_len.as_ref()),
             (Slot::CuSeqlens, self.cu_seqlens.as_ref()),
+            (Slot::LocalQ, local.and_then(|local| local.q.as_ref())),
+            (Slot::LocalK, local.and_then(|local| local.k.as_ref())),
+            (Slot::Bias, local.and_then(|local| local.bias.as_ref())),
         ] {
             list.extend(layout.map(|layout| (slot, layout)));
         }
@@ -968,6 +1145,12 @@ pub struct LinearAttentionArgs<'a> {
     pub kv_len: Option<View<'a>>,
     /// Where packed sequences begin.
     pub cu_seqlens: Option<View<'a>>,
+    /// Queries of the attention inside groups.
+    pub local_q: Option<View<'a>>,
+    /// Its keys.
+    pub local_k: Option<View<'a>>,
+    /// Its bias.
+    pub bias: Option<View<'a>>,
 }
 
 impl<'a> LinearAttentionArgs<'a> {
@@ -989,6 +1172,9 @@ impl<'a> LinearAttentionArgs<'a> {
             final_sum: None,
             kv_len: None,
             cu_seqlens: None,
+            local_q: None,
+            local_k: None,
+            bias: None,
         }
     }
 }
@@ -1013,6 +1199,9 @@ impl<'a> From<LinearAttentionArgs<'a>> for Args<'a> {
             (Slot::FinalSum, args.final_sum),
             (Slot::KvLen, args.kv_len),
             (Slot::CuSeqlens, args.cu_seqlens),
+            (Slot::LocalQ, args.local_q),
+            (Slot::LocalK, args.local_k),
+            (Slot::Bias, args.bias),
         ] {
             list.extend(view.map(|view| (slot, view)));
         }
