@@ -53,8 +53,8 @@ pub enum Similarity {
     /// `s²`: ReBased (arXiv:2402.10644).
     Square,
     /// `s cos(π (i - j) / (2 length))` for the query at `i` and the key at `j`: cosFormer (arXiv:2202.08791).
-    /// States have twice as many rows: those of the sines of the keys' places (counted from 1), then those of the
-    /// cosines.
+    /// States have twice as many rows: those of the sines of the keys' places (counted from 1 in each call and
+    /// sequence), then those of the cosines.
     Cosine {
         /// The number of tokens over which the cosine falls to 0; at least as many as there are.
         length: u64,
@@ -132,7 +132,7 @@ pub enum Reach {
     Causal,
     /// Those before its own (see [`LinearAttention::bonus`]).
     Before,
-    /// Those of the buckets of `tokens` tokens before its own bucket.
+    /// Those of the buckets of `tokens` tokens before its own bucket: the state as the last of these left it.
     BeforeBucket {
         /// Tokens per bucket.
         tokens: u64,
@@ -154,7 +154,7 @@ pub struct Normaliser {
     /// For keys mapped by [`FeatureMap::Exp`]: whether to keep `exp(x - m)`, where `m` is the largest `factor * x`
     /// of a key so far, over all channels. No exponential overflows then. State and sum are those of
     /// `exp(x - m)`, and [`LinearAttention::initial_sum`] and `final_sum` have one more element than the keys:
-    /// `m`, the last. `eps` counts in the same units.
+    /// `m`, the last; -3e38 where there is no key yet. `eps` counts in the same units.
     #[serde(default)]
     pub safe: bool,
 }
@@ -316,8 +316,8 @@ pub struct LinearAttention {
     /// Division by the sum of the keys.
     #[serde(default)]
     pub normaliser: Option<Normaliser>,
-    /// `u`, f32 `[state_heads, key_dim]`, for [`Reach::Before`]: adds `(Σ_c scale q_c u_c k_c) v` of the query's own
-    /// token (RWKV-6, arXiv:2404.05892).
+    /// `u`, f32 `[state_heads, key_dim]`, for [`Reach::Before`]: adds `(Σ_c scale φ(q)_c u_c φ(k)_c) v` of the query's
+    /// own token (RWKV-6, arXiv:2404.05892). Not with a normaliser.
     #[serde(default)]
     pub bonus: Option<Layout>,
     /// Updates per token, each with a key, a value and a β of its own, one after the other: DeltaProduct
@@ -340,8 +340,8 @@ pub struct LinearAttention {
     /// Whether the final state and sum take the place of the initial ones: one buffer and one layout for both.
     #[serde(default)]
     pub in_place: bool,
-    /// Valid tokens per batch entry, u32 `[batch]`: keys past them are not there, and queries past them see all
-    /// that are. A number past the tokens counts as all of them.
+    /// Valid tokens per batch entry, u32 `[batch]`: tokens past them neither decay a state nor update it, and their
+    /// queries see what is there as far as they reach. A number past the tokens counts as all of them.
     #[serde(default)]
     pub kv_len: Option<Layout>,
     /// Packed sequences: where each begins and, last, where the last one ends, u32 `[sequences + 1]`, rising from 0.
@@ -968,6 +968,13 @@ impl LinearAttention {
                 "bonus",
                 "a bonus for the own token, which the state holds already",
                 "use Reach::Before",
+            ));
+        }
+        if self.bonus.is_some() && self.normaliser.is_some() {
+            return Err(Error::invalid(
+                "bonus",
+                "a bonus with a normaliser, whose sum of keys does not hold the own token",
+                "leave one of them out",
             ));
         }
         if self.updates_per_token > 1 && (self.reach != Reach::Causal) {
