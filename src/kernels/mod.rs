@@ -11,6 +11,7 @@ pub mod ceiling_fma;
 pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
+pub mod linear_attention_quadratic;
 pub mod loop_count;
 pub mod rotary;
 pub mod softmax;
@@ -109,6 +110,7 @@ registry! {
     attention_merge: AttentionMerge,
     attention_weights: AttentionWeights,
     attention_mass: AttentionMass,
+    linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
     rotary: Rotary,
     ceiling_fma: CeilingFma,

@@ -53,8 +53,8 @@ pub enum Similarity {
     /// `s²`: ReBased (arXiv:2402.10644).
     Square,
     /// `s cos(π (i - j) / (2 length))` for the query at `i` and the key at `j`: cosFormer (arXiv:2202.08791).
-    /// States have twice as many rows: those of the sines of the keys' places (counted from 1), then those of the
-    /// cosines.
+    /// States have twice as many rows: those of the sines of the keys' places (counted from 1 in each call and
+    /// sequence), then those of the cosines.
     Cosine {
         /// The number of tokens over which the cosine falls to 0; at least as many as there are.
         length: u64,
@@ -132,7 +132,7 @@ pub enum Reach {
     Causal,
     /// Those before its own (see [`LinearAttention::bonus`]).
     Before,
-    /// Those of the buckets of `tokens` tokens before its own bucket.
+    /// Those of the buckets of `tokens` tokens before its own bucket: the state as the last of these left it.
     BeforeBucket {
         /// Tokens per bucket.
         tokens: u64,
@@ -154,7 +154,7 @@ pub struct Normaliser {
     /// For keys mapped by [`FeatureMap::Exp`]: whether to keep `exp(x - m)`, where `m` is the largest `factor * x`
     /// of a key so far, over all channels. No exponential overflows then. State and sum are those of
     /// `exp(x - m)`, and [`LinearAttention::initial_sum`] and `final_sum` have one more element than the keys:
-    /// `m`, the last. `eps` counts in the same units.
+    /// `m`, the last; -3e38 where there is no key yet. `eps` counts in the same units.
     #[serde(default)]
     pub safe: bool,
 }
@@ -170,6 +170,90 @@ pub enum Guard {
     AtLeast,
     /// `scale * φ(q) · (z + eps)`.
     Keys,
+}
+
+/// Attention inside groups of tokens, beside the linear one: the output is `mix[0] * linear + mix[1] * local`. A query
+/// sees the keys of its group that are there, and, unless all tokens are in [`Reach`], none after its own. FLASH
+/// (arXiv:2202.10447), MossFormer (arXiv:2302.11824), linear log-normal attention (arXiv:2311.13541).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Local {
+    /// Tokens per group, counted from the first of each sequence; the last group may have fewer.
+    pub tokens: u64,
+    /// What a pair counts, as a function of `s = scale * q · k + bias`.
+    pub weights: LocalWeights,
+    /// Factor on `q · k`; `1 / sqrt` of their dimension when absent.
+    #[serde(default)]
+    pub scale: Option<Real>,
+    /// Queries of its own, `[batch, q_heads, seq, local_dim]`; those of the linear one, before any feature map, when
+    /// absent.
+    #[serde(default)]
+    pub q: Option<Layout>,
+    /// Keys of its own, `[batch, k_heads, seq, local_dim]`.
+    #[serde(default)]
+    pub k: Option<Layout>,
+    /// Added to the scores, by the places of query and key in the group: f32 `[heads, tokens, tokens]`, with as many
+    /// heads as the output, or 1.
+    #[serde(default)]
+    pub bias: Option<Layout>,
+    /// Factors of the linear and of the local output.
+    pub mix: [Real; 2],
+}
+
+impl Local {
+    /// Attention inside groups of `tokens` tokens, added to the linear one.
+    pub fn new(tokens: u64, weights: LocalWeights) -> Self {
+        Self {
+            tokens,
+            weights,
+            scale: None,
+            q: None,
+            k: None,
+            bias: None,
+            mix: [Real(1.0); 2],
+        }
+    }
+
+    /// Sets the factor on `q · k`.
+    #[must_use]
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(Real(scale));
+        self
+    }
+
+    /// Gives it queries and keys of its own.
+    #[must_use]
+    pub fn own(mut self, q: Layout, k: Layout) -> Self {
+        self.q = Some(q);
+        self.k = Some(k);
+        self
+    }
+
+    /// Adds a bias to the scores.
+    #[must_use]
+    pub fn bias(mut self, bias: Layout) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
+    /// Sets the factors of the linear and of the local output.
+    #[must_use]
+    pub fn mix(mut self, linear: f32, local: f32) -> Self {
+        self.mix = [Real(linear), Real(local)];
+        self
+    }
+}
+
+/// What a pair of an attention inside groups counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalWeights {
+    /// Softmax over the keys that the query sees.
+    Softmax,
+    /// `max(s, 0)²`, not normalised.
+    SquaredRelu,
+    /// `(1 + erf((s - sqrt(1/2)) / sqrt(π/2))) / 2`, not normalised: Mega (arXiv:2209.10655).
+    Laplace,
 }
 
 /// Linear attention: `o = scale * φ(q) · S`, where the state `S`, a `key_dim x value_dim` matrix per batch entry and
@@ -232,8 +316,8 @@ pub struct LinearAttention {
     /// Division by the sum of the keys.
     #[serde(default)]
     pub normaliser: Option<Normaliser>,
-    /// `u`, f32 `[state_heads, key_dim]`, for [`Reach::Before`]: adds `(Σ_c scale q_c u_c k_c) v` of the query's own
-    /// token (RWKV-6, arXiv:2404.05892).
+    /// `u`, f32 `[state_heads, key_dim]`, for [`Reach::Before`]: adds `(Σ_c scale φ(q)_c u_c φ(k)_c) v` of the query's
+    /// own token (RWKV-6, arXiv:2404.05892). Not with a normaliser.
     #[serde(default)]
     pub bonus: Option<Layout>,
     /// Updates per token, each with a key, a value and a β of its own, one after the other: DeltaProduct
@@ -256,14 +340,17 @@ pub struct LinearAttention {
     /// Whether the final state and sum take the place of the initial ones: one buffer and one layout for both.
     #[serde(default)]
     pub in_place: bool,
-    /// Valid tokens per batch entry, u32 `[batch]`: keys past them are not there, and queries past them see all
-    /// that are. A number past the tokens counts as all of them.
+    /// Valid tokens per batch entry, u32 `[batch]`: tokens past them neither decay a state nor update it, and their
+    /// queries see what is there as far as they reach. A number past the tokens counts as all of them.
     #[serde(default)]
     pub kv_len: Option<Layout>,
     /// Packed sequences: where each begins and, last, where the last one ends, u32 `[sequences + 1]`, rising from 0.
     /// Needs a batch of 1. Each sequence has a state of its own. Outputs of tokens past the last end are 0.
     #[serde(default)]
     pub cu_seqlens: Option<Layout>,
+    /// Attention inside groups, beside this one.
+    #[serde(default)]
+    pub local: Option<Local>,
 }
 
 fn one() -> u64 {
@@ -304,6 +391,7 @@ impl LinearAttention {
             in_place: false,
             kv_len: None,
             cu_seqlens: None,
+            local: None,
         }
     }
 
@@ -436,6 +524,38 @@ impl LinearAttention {
         self
     }
 
+    /// Adds attention inside groups.
+    #[must_use]
+    pub fn local(mut self, local: Local) -> Self {
+        self.local = Some(local);
+        self
+    }
+
+    /// The factors `[α, β]` of linear log-normal attention, for [`FeatureMap::Exp`] of queries and keys, from the
+    /// (unbiased) standard deviations of all queries and of all keys: those with which the logarithms of the weights
+    /// vary as those of softmax attention do. `a` and `b` are those of the paper's fit, to a model's
+    /// number of channels. Nahshan et al. (arXiv:2311.13541).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where they give no positive finite factors.
+    pub fn log_normal_factors(
+        deviation_q: f64,
+        deviation_k: f64,
+        (a, b): (f64, f64),
+    ) -> Result<[f32; 2]> {
+        let deviation = (((deviation_q * deviation_k).powi(2) - b) / (2.0 * a)).sqrt();
+        let factors = [deviation / deviation_q, deviation / deviation_k].map(|x| x as f32);
+        if factors.iter().all(|x| x.is_finite() && *x > 0.0) {
+            Ok(factors)
+        } else {
+            Err(Error::invalid(
+                "deviation_q",
+                format!("deviations {deviation_q} and {deviation_k} with a {a} and b {b}"),
+                "give positive deviations, a above 0 and b below their squared product",
+            ))
+        }
+    }
+
     /// The factor on `φ(q) · φ(k)` that holds.
     pub fn effective_scale(&self) -> f32 {
         match self.scale {
@@ -530,6 +650,7 @@ impl LinearAttention {
         self.check_shapes()?;
         self.check_states()?;
         self.check_terms()?;
+        self.check_local()?;
         if !self.effective_scale().is_finite() {
             return Err(Error::invalid(
                 "scale",
@@ -540,6 +661,50 @@ impl LinearAttention {
         self.o.check_output("o")
     }
 
+    fn check_local(&self) -> Result<()> {
+        let Some(local) = &self.local else {
+            return Ok(());
+        };
+        let [_, _, seq, key_dim] = dims(&self.q);
+        let width = |own: &Option<Layout>| own.as_ref().map_or(key_dim, |own| dims(own)[3]);
+        let fail = |what: &str, found: String, remedy: &str| {
+            Err(Error::invalid(format!("local.{what}"), found, remedy))
+        };
+        if local.tokens == 0 {
+            return fail("tokens", "0".into(), "give at least one token per group");
+        }
+        if width(&local.q) != width(&local.k) {
+            return fail(
+                "q",
+                format!(
+                    "{} channels beside {} of the keys",
+                    width(&local.q),
+                    width(&local.k)
+                ),
+                "give both queries and keys of its own, of one width",
+            );
+        }
+        if width(&local.q) > MAX_DIM {
+            return Err(Error::unsupported(
+                format!("local.q with {} channels", width(&local.q)),
+                format!("kernels take at most {MAX_DIM}"),
+                "split the head",
+            ));
+        }
+        if self.updates_per_token != 1 || dims(&self.k)[2] != seq {
+            return fail(
+                "tokens",
+                format!("groups of {seq} queries and {} keys", dims(&self.k)[2]),
+                "give as many keys as queries, one per token",
+            );
+        }
+        let numbers = local.scale.iter().chain(&local.mix);
+        if let Some(Real(x)) = numbers.into_iter().find(|Real(x)| !x.is_finite()) {
+            return fail("scale", x.to_string(), "give finite factors, also in mix");
+        }
+        Ok(())
+    }
+
     /// Axes and element types.
     fn check_tensors(&self) -> Result<()> {
         for (slot, layout) in self.tensors() {
@@ -547,7 +712,8 @@ impl LinearAttention {
             layout.check(name)?;
             let ranks: &[usize] = match (slot, &self.decay) {
                 (Slot::Decay, Decay::Head(_)) | (Slot::KvLen | Slot::CuSeqlens, _) => &[1],
-                (Slot::Decay, Decay::Token(_)) | (Slot::InitialSum | Slot::FinalSum, _) => &[3],
+                (Slot::Decay, Decay::Token(_))
+                | (Slot::InitialSum | Slot::FinalSum | Slot::Bias, _) => &[3],
                 (Slot::Beta, _) => &[3, 4],
                 (Slot::Bonus, _) => &[2],
                 _ => &[4],
@@ -565,7 +731,7 @@ impl LinearAttention {
             let real = matches!(layout.dtype, DType::F32 | DType::F16);
             let (good, want) = match (slot, &self.decay) {
                 (Slot::KvLen | Slot::CuSeqlens, _) => (layout.dtype == DType::U32, "u32"),
-                (Slot::Decay, Decay::Head(_)) | (Slot::Bonus, _) => {
+                (Slot::Decay, Decay::Head(_)) | (Slot::Bonus | Slot::Bias, _) => {
                     (layout.dtype == DType::F32, "f32")
                 }
                 (
@@ -699,6 +865,13 @@ impl LinearAttention {
                 Slot::Beta => shape(slot, layout, &[batch, heads, updates, value_dim])?,
                 Slot::Bonus => shape(slot, layout, &[heads, key_dim])?,
                 Slot::KvLen => shape(slot, layout, &[batch])?,
+                Slot::LocalQ => shape(slot, layout, &[batch, q_heads, seq, dims(layout)[3]])?,
+                Slot::LocalK => shape(slot, layout, &[batch, k_heads, updates, dims(layout)[3]])?,
+                Slot::Bias => {
+                    let tokens = self.local.as_ref().map_or(0, |local| local.tokens);
+                    let heads = if dims(layout)[0] == 1 { 1 } else { o_heads };
+                    shape(slot, layout, &[heads, tokens, tokens])?;
+                }
                 Slot::InitialState | Slot::FinalState => {
                     shape(slot, layout, &self.state_shape())?;
                 }
@@ -795,6 +968,13 @@ impl LinearAttention {
                 "bonus",
                 "a bonus for the own token, which the state holds already",
                 "use Reach::Before",
+            ));
+        }
+        if self.bonus.is_some() && self.normaliser.is_some() {
+            return Err(Error::invalid(
+                "bonus",
+                "a bonus with a normaliser, whose sum of keys does not hold the own token",
+                "leave one of them out",
             ));
         }
         if self.updates_per_token > 1 && (self.reach != Reach::Causal) {
@@ -919,6 +1099,7 @@ impl LinearAttention {
                 list.extend([(Slot::Read, read), (Slot::Write, write)]);
             }
         }
+        let local = self.local.as_ref();
         let initial = |layout| if self.in_place { None } else { layout };
         for (slot, layout) in [
             (Slot::Bonus, self.bonus.as_ref()),
@@ -928,6 +1109,9 @@ impl LinearAttention {
             (Slot::FinalSum, self.final_sum.as_ref()),
             (Slot::KvLen, self.kv_len.as_ref()),
             (Slot::CuSeqlens, self.cu_seqlens.as_ref()),
+            (Slot::LocalQ, local.and_then(|local| local.q.as_ref())),
+            (Slot::LocalK, local.and_then(|local| local.k.as_ref())),
+            (Slot::Bias, local.and_then(|local| local.bias.as_ref())),
         ] {
             list.extend(layout.map(|layout| (slot, layout)));
         }
@@ -968,6 +1152,12 @@ pub struct LinearAttentionArgs<'a> {
     pub kv_len: Option<View<'a>>,
     /// Where packed sequences begin.
     pub cu_seqlens: Option<View<'a>>,
+    /// Queries of the attention inside groups.
+    pub local_q: Option<View<'a>>,
+    /// Its keys.
+    pub local_k: Option<View<'a>>,
+    /// Its bias.
+    pub bias: Option<View<'a>>,
 }
 
 impl<'a> LinearAttentionArgs<'a> {
@@ -989,6 +1179,9 @@ impl<'a> LinearAttentionArgs<'a> {
             final_sum: None,
             kv_len: None,
             cu_seqlens: None,
+            local_q: None,
+            local_k: None,
+            bias: None,
         }
     }
 }
@@ -1013,6 +1206,9 @@ impl<'a> From<LinearAttentionArgs<'a>> for Args<'a> {
             (Slot::FinalSum, args.final_sum),
             (Slot::KvLen, args.kv_len),
             (Slot::CuSeqlens, args.cu_seqlens),
+            (Slot::LocalQ, args.local_q),
+            (Slot::LocalK, args.local_k),
+            (Slot::Bias, args.bias),
         ] {
             list.extend(view.map(|view| (slot, view)));
         }

@@ -12,8 +12,8 @@ mod weights;
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use linear_attention::{
-    Decay, FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Normaliser, Reach, Similarity,
-    UpdateRule,
+    Decay, FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights,
+    Normaliser, Reach, Similarity, UpdateRule,
 };
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
@@ -199,13 +199,17 @@ pub enum Slot {
     FinalSum,
     /// Where packed sequences begin.
     CuSeqlens,
+    /// Queries of an attention inside groups, beside a linear one.
+    LocalQ,
+    /// Its keys.
+    LocalK,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 42] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -245,6 +249,8 @@ impl Slot {
         Self::InitialSum,
         Self::FinalSum,
         Self::CuSeqlens,
+        Self::LocalQ,
+        Self::LocalK,
         Self::Scratch,
     ];
 
@@ -293,6 +299,8 @@ impl Slot {
             Self::InitialSum => "initial_sum",
             Self::FinalSum => "final_sum",
             Self::CuSeqlens => "cu_seqlens",
+            Self::LocalQ => "local_q",
+            Self::LocalK => "local_k",
             Self::Scratch => "scratch",
         }
     }

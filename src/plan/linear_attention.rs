@@ -1,16 +1,31 @@
-//! Linear attention: which walks over the tokens.
+//! Linear attention: which form it takes.
 
-use super::Outline;
+mod quadratic;
+
+use super::{Outline, Schedule, Tuning};
 use crate::{
     caps::Caps,
     error::{Error, Result},
-    ops::LinearAttention,
+    ops::{LinearAttention, Similarity},
 };
 
-pub(super) fn outline(_: &LinearAttention, _: &Caps) -> Result<Outline> {
-    Err(Error::unsupported(
-        "linear attention",
-        "no schedule covers it yet",
-        "wait for the next version",
-    ))
+pub(super) fn outline(op: &LinearAttention, caps: &Caps, tuning: &Tuning) -> Result<Outline> {
+    let squares = matches!(op.similarity, Similarity::Taylor | Similarity::Square);
+    let mut outline = match tuning.schedule {
+        Some(Schedule::Quadratic) => quadratic::outline(op, caps, "it was asked for")?,
+        None if squares => quadratic::outline(
+            op,
+            caps,
+            "a state would have as many rows as the square of the key dimension",
+        )?,
+        _ => {
+            return Err(Error::unsupported(
+                "linear attention",
+                "no schedule covers it yet",
+                "wait for the next version",
+            ));
+        }
+    };
+    quadratic::add_local(op, caps, &mut outline)?;
+    Ok(outline)
 }

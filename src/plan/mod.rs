@@ -37,6 +37,8 @@ pub enum Schedule {
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
+    /// Linear attention: all pairs of query and key.
+    Quadratic,
 }
 
 impl fmt::Display for Schedule {
@@ -48,6 +50,7 @@ impl fmt::Display for Schedule {
             Self::Matrix => "matrix",
             Self::Rows => "rows",
             Self::Ranges => "ranges",
+            Self::Quadratic => "quadratic",
         })
     }
 }
@@ -168,9 +171,8 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => {
-                &[Schedule::Rows]
-            }
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
+            Op::LinearAttention(_) => &[Schedule::Rows, Schedule::Quadratic],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -194,7 +196,7 @@ impl Outline {
             Op::Merge(op) => merge::outline(op, caps)?,
             Op::Weights(op) => attention::weights::outline(op, caps)?,
             Op::Rotary(op) => rotary::outline(op, caps)?,
-            Op::LinearAttention(op) => linear_attention::outline(op, caps)?,
+            Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -1,6 +1,7 @@
 //! The ops on the CPU in f64, written from their formulas: what the kernels are checked against.
 
 mod attention;
+mod linear_attention;
 mod merge;
 pub mod presets;
 mod rotary;
@@ -8,6 +9,9 @@ mod softmax;
 mod weights;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
+pub use linear_attention::{
+    LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
+};
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
 pub use softmax::softmax;

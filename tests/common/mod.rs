@@ -1,6 +1,8 @@
 //! What the tests on adapters share: the adapters, and one way to run an op and compare it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod linear;
+
 use std::sync::OnceLock;
 
 use foveate::{
