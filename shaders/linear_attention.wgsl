@@ -178,10 +178,7 @@ fn main(
 //@endif
                 }
             }
-            // What the whole state is multiplied with.
-//@if DECAY_HEAD
-            var fade = select(1.0, head_fade, update.fades);
-//@else
+            // What the whole state is multiplied with, and what the change of the state is.
 //@if BROADCAST
             var fade = subgroupBroadcast(lanes_fade, t);
             let strength = subgroupBroadcast(lanes_strength, t);
@@ -189,6 +186,8 @@ fn main(
             var fade = fade_of(at, update);
             let strength = strength_of(at, update);
 //@endif
+//@if DECAY_HEAD
+            fade = select(1.0, head_fade, update.fades);
 //@endif
 //@if SCALAR_DECAY
             product *= fade;
