@@ -620,7 +620,7 @@ impl LinearAttention {
     pub(crate) fn state_rows(&self) -> u64 {
         let [.., key_dim] = dims(&self.k);
         match self.similarity {
-            Similarity::Cosine { .. } => 2 * key_dim,
+            Similarity::Cosine { .. } => key_dim.saturating_mul(2),
             _ => key_dim,
         }
     }
@@ -641,7 +641,7 @@ impl LinearAttention {
     fn sum_shape(&self) -> [u64; 3] {
         let [_, heads, ..] = dims(&self.v);
         let safe = self.normaliser.is_some_and(|normaliser| normaliser.safe);
-        [self.sequences(), heads, self.state_rows() + u64::from(safe)]
+        [self.sequences(), heads, self.state_rows().saturating_add(safe.into())]
     }
 
     pub(super) fn check(&self) -> Result<()> {
