@@ -871,3 +871,132 @@ fn long_sequences() {
     cases.push(Case::new(sizes.op().reach(Reach::All)));
     all_close(&cases);
 }
+
+/// Numbers for choices, the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        // SplitMix64 (Steele et al., 2014).
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % most
+    }
+
+    fn of<T: Clone>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len() as u64) as usize].clone()
+    }
+}
+
+/// An op of any terms that go together.
+fn any_case(dice: &mut Dice) -> Case {
+    loop {
+        let heads = dice.of(&[
+            [1, 1, 1],
+            [4, 1, 2],
+            [2, 2, 2],
+            [1, 1, 3],
+            [2, 1, 1],
+            [2, 4, 4],
+        ]);
+        let lengths = [1, 2, 5, 8, 13, 16, 31, 32, 33, 50, 65, 100];
+        let dims = [1, 3, 4, 6, 8, 12, 16, 20];
+        let packed = dice.below(5) == 0;
+        let sizes = Sizes {
+            batch: if packed { 1 } else { 1 + dice.below(2) },
+            heads,
+            seq: dice.of(&lengths),
+            dims: [dice.of(&dims), dice.of(&dims)],
+        };
+        let tokens = 1 + dice.below(20);
+        let reach = dice.of(&[
+            Reach::Causal,
+            Reach::Causal,
+            Reach::Before,
+            Reach::BeforeBucket { tokens },
+            Reach::All,
+        ]);
+        let updates = if dice.below(6) == 0 {
+            1 + dice.below(3)
+        } else {
+            1
+        };
+        let more = Sizes {
+            seq: sizes.seq * updates,
+            ..sizes
+        };
+        let mut op = sizes
+            .op()
+            .reach(reach)
+            .decay(dice.of(&sizes.decays()))
+            .rule(dice.of(&rules(&more)))
+            .updates_per_token(updates);
+        op.k = more.op().k;
+        op.v = more.op().v;
+        if dice.below(5) == 0 {
+            let length = sizes.seq + dice.below(9);
+            op.similarity = Similarity::Cosine { length };
+        }
+        let signed = [FeatureMap::Identity, FeatureMap::Identity, FeatureMap::Silu];
+        let positive = [
+            FeatureMap::EluPlusOne,
+            FeatureMap::Softmax,
+            FeatureMap::Sigmoid,
+            FeatureMap::Exp { factor: Real(0.7) },
+        ];
+        if dice.below(4) == 0 {
+            op = op.features(dice.of(&positive), dice.of(&positive));
+            op.normaliser = Some(Normaliser {
+                safe: matches!(op.feature_k, FeatureMap::Exp { .. }) && dice.below(2) == 0,
+                ..normaliser(dice.of(&[Guard::Add, Guard::AtLeast, Guard::Keys]))
+            });
+        } else {
+            op = op.features(dice.of(&signed), dice.of(&signed));
+            if dice.below(2) == 0 && reach == Reach::Before {
+                op.bonus = Some(Layout::f32([heads[2], sizes.dims[0]]));
+            }
+        }
+        let cu = {
+            let mut ends: Vec<u32> = (0..4).map(|_| dice.below(sizes.seq + 1) as u32).collect();
+            ends[0] = 0;
+            ends.sort_unstable();
+            ends
+        };
+        if packed {
+            op = op.packed(Layout::new(DType::U32, [cu.len() as u64]));
+        }
+        op = match dice.below(4) {
+            0 => op.with_final_state(),
+            1 => with_states(op),
+            2 => op.carried_state(),
+            _ => op,
+        };
+        if !is_op(&op) {
+            continue;
+        }
+        let mut case = Case::new(op);
+        if packed {
+            case = case.packed(&cu);
+        } else if dice.below(3) == 0 {
+            let lens: Vec<u32> = (0..sizes.batch)
+                .map(|_| dice.below(sizes.seq + 2) as u32)
+                .collect();
+            case = case.lens(&lens);
+        }
+        match dice.below(6) {
+            choice @ 0..3 => return case.laid_out(layouts()[choice as usize]),
+            _ => return case,
+        }
+    }
+}
+
+/// Terms together as no test above has them; PROPTEST_CASES says how many, where there is time for more.
+#[test]
+fn terms_at_random() {
+    let wanted = std::env::var("PROPTEST_CASES").ok();
+    let count = wanted.and_then(|n| n.parse().ok()).unwrap_or(30);
+    let cases: Vec<Case> = (0..count).map(|seed| any_case(&mut Dice(seed))).collect();
+    all_close(&cases);
+}

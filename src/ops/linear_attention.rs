@@ -641,7 +641,11 @@ impl LinearAttention {
     fn sum_shape(&self) -> [u64; 3] {
         let [_, heads, ..] = dims(&self.v);
         let safe = self.normaliser.is_some_and(|normaliser| normaliser.safe);
-        [self.sequences(), heads, self.state_rows().saturating_add(safe.into())]
+        [
+            self.sequences(),
+            heads,
+            self.state_rows().saturating_add(safe.into()),
+        ]
     }
 
     pub(super) fn check(&self) -> Result<()> {
