@@ -142,7 +142,7 @@ pub enum Reach {
 }
 
 /// Division of the output by `den = scale * φ(q) · z`, where `z` is the state of the keys: it decays as the state
-/// does, and adds `φ(k)`.
+/// does, and adds `φ(k)`. A division by 0 gives 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Normaliser {
