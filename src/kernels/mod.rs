@@ -11,6 +11,8 @@ pub mod ceiling_fma;
 pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
+pub mod linear_attention;
+pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod loop_count;
 pub mod rotary;
@@ -110,6 +112,8 @@ registry! {
     attention_merge: AttentionMerge,
     attention_weights: AttentionWeights,
     attention_mass: AttentionMass,
+    linear_attention: LinearAttention,
+    linear_attention_join: LinearAttentionJoin,
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
     rotary: Rotary,

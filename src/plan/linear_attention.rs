@@ -1,11 +1,12 @@
 //! Linear attention: which form it takes.
 
 mod quadratic;
+mod walk;
 
 use super::{Outline, Schedule, Tuning};
 use crate::{
     caps::Caps,
-    error::{Error, Result},
+    error::Result,
     ops::{LinearAttention, Similarity},
 };
 
@@ -18,13 +19,7 @@ pub(super) fn outline(op: &LinearAttention, caps: &Caps, tuning: &Tuning) -> Res
             caps,
             "a state would have as many rows as the square of the key dimension",
         )?,
-        _ => {
-            return Err(Error::unsupported(
-                "linear attention",
-                "no schedule covers it yet",
-                "wait for the next version",
-            ));
-        }
+        _ => walk::outline(op, caps, tuning)?,
     };
     quadratic::add_local(op, caps, &mut outline)?;
     Ok(outline)

@@ -172,7 +172,7 @@ impl Outline {
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
-            Op::LinearAttention(_) => &[Schedule::Rows, Schedule::Quadratic],
+            Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
