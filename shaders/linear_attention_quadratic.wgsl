@@ -141,7 +141,9 @@ var<workgroup> weights: array<f32, ROWS * WEIGHTS_PITCH>;  // [row, key]
 var<workgroup> columns: array<f32, ROWS * 8u>;             // one number per row and x
 var<workgroup> row_numbers: array<vec2<f32>, ROWS>;        // exponent and factor of each row of q
 var<workgroup> key_numbers: array<vec2<f32>, KEYS>;        // the same of each key
+//@if DECAY_TOKEN
 var<workgroup> tile_decays: array<f32, KEYS>;              // decay before each key
+//@endif
 
 // Zeros for the channels past a row's end.
 fn within(x: vec4<f32>, vector: u32, width: u32) -> vec4<f32> {

@@ -10,13 +10,14 @@ use std::{
 };
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, DType, Layout, Merge, Mod, Op, Rotary, Schedule, Softmax,
-    Stage, Statistic, Tuning, Weights, Window,
+    Attention, BlockMask, Caps, Causal, DType, Decay, FeatureMap, Guard, Layout, LinearAttention,
+    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Schedule, Similarity,
+    Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        loop_count, rotary,
+        linear_attention_quadratic, loop_count, rotary,
     },
     plan::Outline,
 };
@@ -453,8 +454,94 @@ fn rotary_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Every map, similarity, decay, reach and guard, and attention inside groups, by all pairs.
+fn linear_quadratic_ops(into: &mut BTreeSet<Kernel>) {
+    let tuning = Tuning {
+        schedule: Some(Schedule::Quadratic),
+        ..Tuning::default()
+    };
+    let maps = [
+        FeatureMap::Identity,
+        FeatureMap::EluPlusOne,
+        FeatureMap::Relu,
+        FeatureMap::SquaredRelu,
+        FeatureMap::Exp { factor: Real(0.5) },
+        FeatureMap::Softmax,
+        FeatureMap::Sigmoid,
+        FeatureMap::Silu,
+    ];
+    let lens = |len: u64| Layout::new(DType::U32, [len]);
+    // Short, and so long that dispatches hand sums on.
+    for seq in [5, 40_000] {
+        for half in [false, true] {
+            let sized = |batch: u64, dim: u64| {
+                let layout = |heads, dim| Layout::new(float(half), [batch, heads, seq, dim]);
+                LinearAttention::new(layout(4, 8), layout(2, 8), layout(2, dim))
+            };
+            let op = || sized(2, 40);
+            let mut list: Vec<LinearAttention> =
+                [1, 32, 33, 100, 256].map(|dim| sized(1, dim)).into();
+            list.extend(
+                (0..maps.len()).map(|n| op().features(maps[n], maps[(n + 3) % maps.len()])),
+            );
+            let tokens = |dtype| Decay::Token(Layout::new(dtype, [2, 2, seq]));
+            for decay in [
+                Decay::Head(Layout::f32([2])),
+                tokens(DType::F32),
+                tokens(float(half)),
+            ] {
+                for similarity in [
+                    Similarity::Product,
+                    Similarity::Taylor,
+                    Similarity::Square,
+                    Similarity::Cosine { length: 50_000 },
+                ] {
+                    list.push(op().decay(decay.clone()).similarity(similarity));
+                }
+            }
+            let exp = FeatureMap::Exp { factor: Real(0.5) };
+            for reach in [
+                Reach::Causal,
+                Reach::Before,
+                Reach::BeforeBucket { tokens: 7 },
+                Reach::All,
+            ] {
+                for guard in [Guard::Add, Guard::AtLeast, Guard::Keys] {
+                    for safe in [false, true] {
+                        let eps = Real(0.1);
+                        let normaliser = Normaliser { eps, guard, safe };
+                        let features = op().features(exp, exp).normaliser(normaliser);
+                        list.push(features.reach(reach).kv_len(lens(2)));
+                    }
+                }
+                list.push(sized(1, 8).reach(reach).packed(lens(9)));
+            }
+            list.push(op().reach(Reach::Before).bonus(Layout::f32([2, 8])));
+            for weights in [
+                LocalWeights::Softmax,
+                LocalWeights::SquaredRelu,
+                LocalWeights::Laplace,
+            ] {
+                for tokens in [3, 20_000] {
+                    let local = Local::new(tokens, weights);
+                    let own = |heads| Layout::new(float(half), [2, heads, seq, 12]);
+                    let bias = Layout::f32([4, tokens, tokens]).with_strides([0, 0, 1]);
+                    list.push(op().local(local.clone()));
+                    list.push(op().reach(Reach::All).local(local.clone()).kv_len(lens(2)));
+                    list.push(op().local(local.clone().own(own(4), own(2)).bias(bias)));
+                    list.push(sized(1, 8).packed(lens(9)).local(local));
+                }
+            }
+            for op in list {
+                plan(op, &caps(8), &tuning, into);
+            }
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
+    linear_quadratic_ops(&mut set);
     weights_ops(&mut set);
 
     attention_terms(&mut set);
@@ -690,6 +777,20 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             }
             eq("V_CHUNKS", module.constant("V_CHUNKS"), variant.v_chunks)?;
             (attention_tile::THREADS, attention_tile::WORKGROUP_BYTES)
+        }
+        Kernel::LinearAttentionQuadratic(variant) => {
+            for name in ["ROWS", "KEYS", "CHUNK"] {
+                eq(
+                    name,
+                    module.constant(name),
+                    linear_attention_quadratic::TILE,
+                )?;
+            }
+            eq("V_CHUNKS", module.constant("V_CHUNKS"), variant.v_chunks)?;
+            (
+                linear_attention_quadratic::THREADS,
+                variant.workgroup_bytes(),
+            )
         }
         Kernel::AttentionMerge(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;

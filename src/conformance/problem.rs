@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
+    coca, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx, onnx_linear,
+    relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -147,6 +148,13 @@ impl Problem {
         let last = self.calls.len().saturating_sub(1);
         self.expected
             .push((name.to_owned(), Source::Call(last, slot)));
+        self
+    }
+
+    /// Compares an output of any call.
+    pub fn expect_of(mut self, call: usize, slot: Slot, name: &str) -> Self {
+        self.expected
+            .push((name.to_owned(), Source::Call(call, slot)));
         self
     }
 
@@ -458,6 +466,27 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "coca" => coca::collinear(&mut reader),
         "music_transformer" => relative::skewed(&mut reader),
         "onnx_rotary" => onnx::rotary(&mut reader, half),
+        "onnx_linear_attention" => onnx_linear::linear_attention(&mut reader, half),
+        "lightning_attention" => linear_attention::lightning(&mut reader),
+        "minimax_lightning" => linear_attention::minimax(&mut reader),
+        "cosformer" => linear_attention::cosformer(&mut reader),
+        "lucidrains_linear" => linear_attention::bucketed(&mut reader),
+        "fast_transformers" if case.op == "linear_attention_elu" => {
+            linear_attention::elu(&mut reader)
+        }
+        "fla_linear_attn"
+        | "fla_retention"
+        | "fla_simple_gla"
+        | "fla_gla"
+        | "fla_delta_rule"
+        | "fla_gated_delta_rule"
+        | "fla_gated_delta_product"
+        | "fla_kda"
+        | "fla_comba"
+        | "fla_rwkv6"
+        | "fla_iplr"
+        | "fla_dplr" => fla::recurrence(&mut reader),
+        "fla_gated_slot_attention" => fla::slots(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

@@ -11,10 +11,6 @@ pub const TILE: u32 = 32;
 pub const THREADS: u32 = 64;
 /// Numbers of a row that dispatches hand on besides its sums of values.
 pub const STATE: u64 = 3;
-/// Workgroup memory, in bytes.
-pub const WORKGROUP_BYTES: u32 =
-    4 * (2 * TILE * (TILE + 4) + TILE * (TILE + 1) + TILE * 8 + TILE * (2 + 2 + 1));
-
 /// How a pair counts.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
@@ -172,6 +168,13 @@ impl Variant {
         (once, 1 + numbers + scores + fading + rows + values)
     }
 
+    /// Workgroup memory, in bytes.
+    pub fn workgroup_bytes(&self) -> u32 {
+        let token = matches!(self.fading, Fading::Token { .. });
+        let numbers = 2 + 2 + u32::from(token);
+        4 * (2 * TILE * (TILE + 4) + TILE * (TILE + 1) + TILE * 8 + TILE * numbers)
+    }
+
     /// Storage buffers that it binds.
     fn buffers(&self) -> u32 {
         4 + u32::from(self.fading != Fading::None)
@@ -224,7 +227,7 @@ impl super::Variant for Variant {
         for (name, needs, has) in [
             (
                 "bytes of workgroup memory",
-                WORKGROUP_BYTES,
+                self.workgroup_bytes(),
                 caps.workgroup_bytes,
             ),
             ("invocations per workgroup", THREADS, caps.max_invocations),

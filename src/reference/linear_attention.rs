@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use crate::ops::{
-    Decay, FeatureMap, Guard, LinearAttention, Reach, Real, Similarity, UpdateRule, dims,
+    Decay, FeatureMap, Guard, LinearAttention, LocalWeights, Reach, Real, Similarity, UpdateRule,
+    dims,
 };
 
 /// The largest `factor * x` of a key where there is none yet ([`Normaliser::safe`](crate::Normaliser::safe)).
@@ -31,6 +32,12 @@ pub struct LinearAttentionInputs<'a> {
     pub write: Option<&'a [f64]>,
     /// Factors on the own token.
     pub bonus: Option<&'a [f64]>,
+    /// Queries of the attention inside groups.
+    pub local_q: Option<&'a [f64]>,
+    /// Its keys.
+    pub local_k: Option<&'a [f64]>,
+    /// Its bias.
+    pub bias: Option<&'a [f64]>,
     /// State before the first token.
     pub initial_state: Option<&'a [f64]>,
     /// Sum of keys before the first token.
@@ -91,6 +98,9 @@ impl<'a> LinearAttentionInputs<'a> {
             read: None,
             write: None,
             bonus: None,
+            local_q: None,
+            local_k: None,
+            bias: None,
             initial_state: None,
             initial_sum: None,
             kv_len: None,
@@ -327,6 +337,11 @@ fn waves(x: &[f64], place: usize, length: u64) -> Vec<f64> {
     sines.chain(x.iter().map(|x| x * angle.cos())).collect()
 }
 
+/// A division by 0 gives 0.
+fn divided(x: f64, by: f64) -> f64 {
+    if by == 0.0 { 0.0 } else { x / by }
+}
+
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -458,7 +473,7 @@ impl State {
         let features = a.query_features(q, place);
         let by = a.denominator(dot(&features, &self.sum), || features.iter().sum());
         let out = read(&self.matrix, &features, sizes.value_dim);
-        out.into_iter().map(|x| x / by).collect()
+        out.into_iter().map(|x| divided(x, by)).collect()
     }
 }
 
@@ -514,6 +529,7 @@ pub fn linear_attention(a: &LinearAttentionInputs<'_>) -> LinearAttentionOutputs
             }
         }
     }
+    add_local(a, &sizes, &mut out.o);
     out
 }
 
@@ -537,7 +553,93 @@ pub fn linear_attention_quadratic(a: &LinearAttentionInputs<'_>) -> Option<Vec<f
             }
         }
     }
+    add_local(a, &sizes, &mut out);
     Some(out)
+}
+
+/// Mixes the attention inside groups into an output.
+fn add_local(a: &LinearAttentionInputs<'_>, sizes: &Sizes, o: &mut [f64]) {
+    let Some(local) = &a.op.local else {
+        return;
+    };
+    let [Real(of_linear), Real(of_local)] = local.mix;
+    o.iter_mut().for_each(|o| *o *= f64::from(of_linear));
+    let (q, k) = (a.local_q.unwrap_or(a.q), a.local_k.unwrap_or(a.k));
+    let width = local
+        .q
+        .as_ref()
+        .map_or(sizes.key_dim, |q| dims(q)[3] as usize);
+    let scale = match local.scale {
+        Some(Real(scale)) => scale.into(),
+        None => 1.0 / (width as f64).sqrt(),
+    };
+    let tokens = local.tokens as usize;
+    for sequence in a.sequences(sizes) {
+        for (head, place) in (0..sizes.o_heads)
+            .flat_map(|head| (0..sequence.queries.len()).map(move |place| (head, place)))
+        {
+            let batch = sequence.batch;
+            let state_head = head / (sizes.o_heads / sizes.state_heads);
+            let row_of = |heads: usize, token: usize| {
+                (batch * heads + head / (sizes.o_heads / heads)) * sizes.seq + token
+            };
+            let query = row_of(sizes.q_heads, sequence.queries.start + place);
+            let start = place / tokens * tokens;
+            let end = match a.op.reach {
+                Reach::All => start + tokens,
+                _ => place + 1,
+            };
+            let seen = start..end.min(sequence.keys.len());
+            let scores: Vec<f64> = (seen.clone())
+                .map(|j| {
+                    let key = row_of(sizes.k_heads, sequence.keys.start + j);
+                    let bias = a.bias.map_or(0.0, |bias| {
+                        let heads = bias.len() / (tokens * tokens);
+                        let row = head % heads * tokens + place - start;
+                        bias[row * tokens + j - start]
+                    });
+                    scale * dot(&q[query * width..][..width], &k[key * width..][..width]) + bias
+                })
+                .collect();
+            let weights: Vec<f64> = match local.weights {
+                LocalWeights::Softmax => {
+                    let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+                    scores.iter().map(|s| (s - most).exp() / total).collect()
+                }
+                LocalWeights::SquaredRelu => scores.iter().map(|s| s.max(0.0).powi(2)).collect(),
+                LocalWeights::Laplace => (scores.iter())
+                    .map(|s| {
+                        let deviation = (std::f64::consts::PI / 4.0).sqrt();
+                        let from_mean = (s - 0.5f64.sqrt()) / (deviation * 2f64.sqrt());
+                        (1.0 + erf(from_mean)) / 2.0
+                    })
+                    .collect(),
+            };
+            let row = row_of(sizes.o_heads, sequence.queries.start + place);
+            let o = &mut o[row * sizes.value_dim..][..sizes.value_dim];
+            for (j, weight) in seen.zip(weights) {
+                let v = a.value_row(sizes, [batch, state_head, sequence.keys.start + j]);
+                for (o, v) in o.iter_mut().zip(v) {
+                    *o += f64::from(of_local) * weight * v;
+                }
+            }
+        }
+    }
+}
+
+/// The error function by its series, to 1e-9; past 4, where it is 1 to 2e-8, by that.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 4.0 {
+        return x.signum();
+    }
+    let mut power = x;
+    let mut sum = x;
+    for n in 1..100 {
+        power *= -x * x / f64::from(n);
+        sum += power / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
 }
 
 /// The decays of the tokens past each of those that a state holds, multiplied.
@@ -666,7 +768,7 @@ fn pairs(
             } else {
                 bonus * a.value_row(sizes, own)[e]
             };
-            o / by + own
+            divided(*o, by) + own
         })
         .collect()
 }
@@ -802,11 +904,6 @@ mod tests {
             for decay in decays() {
                 for feature in maps {
                     for guard in [Guard::Add, Guard::AtLeast, Guard::Keys] {
-                        // A query of zeros has a denominator of 0 there.
-                        let sparse = matches!(feature, FeatureMap::Relu | FeatureMap::SquaredRelu);
-                        if sparse && guard == Guard::Keys {
-                            continue;
-                        }
                         let safe = matches!(feature, FeatureMap::Exp { .. });
                         let normaliser = Normaliser {
                             eps: Real(0.1),

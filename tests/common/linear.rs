@@ -1,7 +1,7 @@
 //! One way to make, run and compare a linear attention.
 
 use foveate::{
-    Decay, Gpu, Layout, LinearAttention, Op, Result, Tensor, UpdateRule,
+    Decay, Gpu, Layout, LinearAttention, Op, Result, Tensor, Tuning, UpdateRule,
     ops::{Args, Slot},
     reference::{self, LinearAttentionInputs, LinearAttentionOutputs, noise},
 };
@@ -222,6 +222,10 @@ impl Case {
             UpdateRule::Delta { beta, read } => (beta.as_mut(), read.as_mut(), None),
             UpdateRule::LowRank { read, write } => (None, Some(read), Some(write)),
         };
+        let (local_q, local_k, bias) = match &mut op.local {
+            None => (None, None, None),
+            Some(local) => (local.q.as_mut(), local.k.as_mut(), local.bias.as_mut()),
+        };
         let decay = match &mut op.decay {
             Decay::None => None,
             Decay::Head(x) | Decay::Token(x) | Decay::Key(x) | Decay::Value(x) => Some(x),
@@ -236,6 +240,9 @@ impl Case {
             (Slot::Read, read),
             (Slot::Write, write),
             (Slot::Bonus, op.bonus.as_mut()),
+            (Slot::LocalQ, local_q),
+            (Slot::LocalK, local_k),
+            (Slot::Bias, bias),
             (place[0], op.initial_state.as_mut()),
             (Slot::FinalState, op.final_state.as_mut()),
             (place[1], op.initial_sum.as_mut()),
@@ -270,6 +277,9 @@ impl Case {
             read: of(Slot::Read),
             write: of(Slot::Write),
             bonus: of(Slot::Bonus),
+            local_q: of(Slot::LocalQ),
+            local_k: of(Slot::LocalK),
+            bias: of(Slot::Bias),
             initial_state: in_place(Slot::InitialState, Slot::FinalState),
             initial_sum: in_place(Slot::InitialSum, Slot::FinalSum),
             kv_len: counts(&self.lens).as_deref(),
@@ -280,6 +290,11 @@ impl Case {
 
     /// Runs it; what no output's layout covers must stay as it was, and what one covers be written.
     pub fn run(&self, gpu: &Gpu) -> Result<Outputs> {
+        self.run_with(gpu, &Tuning::default())
+    }
+
+    /// The same with a tuning.
+    pub fn run_with(&self, gpu: &Gpu, tuning: &Tuning) -> Result<Outputs> {
         let op = Op::from(self.op.clone());
         let mut tensors: Vec<(Slot, Tensor)> = Vec::new();
         for (slot, layout) in op.tensors() {
@@ -297,7 +312,7 @@ impl Case {
             tensors.push((slot, tensor));
         }
         let args = Args(tensors.iter().map(|(slot, t)| (*slot, t.view())).collect());
-        let plan = gpu.engine().plan(&op)?;
+        let plan = gpu.engine().plan_with(&op, tuning)?;
         gpu.run(&plan.bind(args)?)?;
         let read = |slot: Slot| -> Result<Option<Vec<f32>>> {
             let Some((_, tensor)) = tensors.iter().find(|(other, _)| *other == slot) else {
@@ -315,7 +330,13 @@ impl Case {
 
     /// Runs it and compares all outputs with the reference.
     pub fn close(&self, gpu: &Gpu, label: &str, most: f64) {
-        let got = (self.run(gpu)).unwrap_or_else(|error| panic!("{label}: {error}: {self:?}"));
+        self.close_with(gpu, &Tuning::default(), label, most);
+    }
+
+    /// The same with a tuning.
+    pub fn close_with(&self, gpu: &Gpu, tuning: &Tuning, label: &str, most: f64) {
+        let got = (self.run_with(gpu, tuning))
+            .unwrap_or_else(|error| panic!("{label}: {error}: {self:?}"));
         let want = self.expected();
         self.compare(label, "o", &got.o, &want.o, most);
         if let Some(state) = &got.state {
@@ -369,10 +390,17 @@ fn want_shape(op: &LinearAttention) -> Vec<u64> {
     sum.map_or(vec![1], |layout| layout.shape.clone())
 }
 
+/// Logarithms of decays that keep what a state holds over some hundred tokens.
+pub fn gentle(noise: &mut [f32]) {
+    for x in noise {
+        *x = -0.01 * x.abs();
+    }
+}
+
 /// Logarithms of decays from noise: some that clear a state, some that keep it, strong and weak ones.
 pub fn gates(noise: &mut [f32]) {
     for (at, x) in noise.iter_mut().enumerate() {
-        *x = match (at * 7 + at / 5) % 11 {
+        *x = match (at * 7 + at / 5 + 4) % 11 {
             0 => -1000.0,
             1 | 2 => 0.0,
             3 => -20.0 * x.abs(),

@@ -328,15 +328,6 @@ impl<'a> Form<'a> {
             part[TOKEN] = tokens.div_ceil(tokens.div_ceil(most));
         }
         self.variant.scratch = part[TOKEN] < tokens;
-        if self.variant.scratch && self.variant.bonus && self.variant.divisor.is_some() {
-            return Err(Error::unsupported(
-                format!(
-                    "a bonus beside a normaliser over {tokens} tokens, in the quadratic schedule"
-                ),
-                format!("one dispatch takes {} of them on this device", part[TOKEN]),
-                "leave the schedule open",
-            ));
-        }
         let region = |part: &[u64; AXES]| {
             (part[BATCH] * at_once * part[ROW]).saturating_mul((value_dim + STATE) * 4)
         };
