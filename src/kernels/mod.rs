@@ -13,6 +13,8 @@ pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod loop_count;
 pub mod rotary;
+pub mod short_conv;
+pub mod short_conv_state;
 pub mod softmax;
 
 mod attention;
@@ -109,6 +111,8 @@ registry! {
     attention_mass: AttentionMass,
     softmax: Softmax,
     rotary: Rotary,
+    short_conv: ShortConv,
+    short_conv_state: ShortConvState,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

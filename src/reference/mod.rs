@@ -4,12 +4,14 @@ mod attention;
 mod merge;
 pub mod presets;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
+pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};
 
