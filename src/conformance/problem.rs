@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
+    coca, conv, davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -458,6 +458,8 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "coca" => coca::collinear(&mut reader),
         "music_transformer" => relative::skewed(&mut reader),
         "onnx_rotary" => onnx::rotary(&mut reader, half),
+        "onnx_causal_conv" => conv::causal(&mut reader, half),
+        "light_dynamic_conv" => conv::light_or_dynamic(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

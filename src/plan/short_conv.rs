@@ -20,9 +20,11 @@ use crate::{
 const WANTED_INVOCATIONS: u64 = 1 << 17;
 /// The same on a software device.
 const WANTED_SOFTWARE_INVOCATIONS: u64 = 1 << 12;
-/// Tokens of a run, at least: each run reads taps - 1 inputs more than it has, and its weights.
-const LEAST_RUN: u64 = 16;
-/// And at most.
+/// Tokens of a run where neighbours are channels: each run reads its weights, and taps - 1 inputs more than it has.
+/// Longer ones read less; but on a CPU, 128 take three times as long, since each token's channels are in another
+/// page: while neighbours follow soon enough, every page is a stream.
+const RUN: u64 = 16;
+/// Where neighbours are runs, each a stream of its own, at most.
 const MOST_RUN: u64 = 1024;
 /// Tokens per step where weights are the same for all tokens, taps in registers.
 const BLOCK: u32 = 8;
@@ -137,7 +139,6 @@ impl Walk {
             _ => Rows::Unit,
         };
         let block = match read {
-            _ if packed => 1,
             // No step may end past the last token.
             Read::Tokens4 => [16, 8].into_iter().find(|&n| seq % n == 0).unwrap_or(4) as u32,
             _ => {
@@ -207,11 +208,12 @@ impl Walk {
         } else {
             WANTED_INVOCATIONS
         };
-        let runs = wanted.div_ceil(units).min(tokens);
-        tokens
-            .div_ceil(runs)
-            .clamp(LEAST_RUN, MOST_RUN)
-            .next_multiple_of(block)
+        let run = if self.runs_first {
+            tokens.div_ceil(wanted.div_ceil(units)).clamp(RUN, MOST_RUN)
+        } else {
+            RUN
+        };
+        run.next_multiple_of(block)
             .min(self.budget.saturating_mul(block))
     }
 
@@ -421,9 +423,9 @@ impl Walk {
 /// Steps of BLOCK tokens that the loop budget allows a run; or why not one.
 fn loops(op: &ShortConv, block: u32, caps: &Caps) -> Result<u64> {
     let taps = op.taps();
-    // The search for a token's sequence, and the check that ends it.
+    // Each token of a step may be of another sequence: the search for it, and the checks that end the loops.
     let search = match op.cu_seqlens {
-        Some(_) => u64::from(u64::BITS - op.sequences().leading_zeros()) + 2,
+        Some(_) => u64::from(u64::BITS - op.sequences().leading_zeros()) + 3,
         None => 0,
     };
     let walk = if taps > MOST_TAPS.into() {
@@ -437,7 +439,12 @@ fn loops(op: &ShortConv, block: u32, caps: &Caps) -> Result<u64> {
     } else {
         0
     };
-    let step = 1 + search + walk;
+    let sequences = if op.cu_seqlens.is_some() {
+        u64::from(block)
+    } else {
+        1
+    };
+    let step = sequences * (1 + search + walk);
     // The loop over steps may always end after one.
     let budget = u64::from(caps.loop_budget).saturating_sub(1) / step;
     if budget == 0 {
