@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx, onnx_linear,
-    relative, streaming, torch,
+    coca, conv, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx,
+    onnx_linear, relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -487,6 +487,8 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         | "fla_iplr"
         | "fla_dplr" => fla::recurrence(&mut reader),
         "fla_gated_slot_attention" => fla::slots(&mut reader),
+        "onnx_causal_conv" => conv::causal(&mut reader, half),
+        "light_dynamic_conv" => conv::light_or_dynamic(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

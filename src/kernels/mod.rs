@@ -16,6 +16,8 @@ pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod loop_count;
 pub mod rotary;
+pub mod short_conv;
+pub mod short_conv_state;
 pub mod softmax;
 
 mod attention;
@@ -117,6 +119,8 @@ registry! {
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
     rotary: Rotary,
+    short_conv: ShortConv,
+    short_conv_state: ShortConvState,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

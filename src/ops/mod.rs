@@ -6,6 +6,7 @@ mod merge;
 mod modification;
 pub mod presets;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -18,6 +19,7 @@ pub use linear_attention::{
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
+pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
 
@@ -45,6 +47,8 @@ pub enum Op {
     Rotary(Rotary),
     /// Linear attention.
     LinearAttention(LinearAttention),
+    /// Short depthwise convolution along the sequence.
+    ShortConv(ShortConv),
 }
 
 impl Op {
@@ -60,6 +64,7 @@ impl Op {
             Self::Weights(op) => op.check(),
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
+            Self::ShortConv(op) => op.check(),
         }
     }
 
@@ -72,6 +77,7 @@ impl Op {
             Self::Weights(op) => op.tensors(),
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
+            Self::ShortConv(op) => op.tensors(),
         }
     }
 
@@ -117,11 +123,17 @@ impl From<LinearAttention> for Op {
     }
 }
 
+impl From<ShortConv> for Op {
+    fn from(op: ShortConv) -> Self {
+        Self::ShortConv(op)
+    }
+}
+
 /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// Input of softmax and rotary embedding.
+    /// Input of softmax, rotary embedding and convolution.
     X,
     /// Their output.
     Y,
@@ -137,7 +149,7 @@ pub enum Slot {
     Lse,
     /// Boolean mask.
     Mask,
-    /// Additive bias.
+    /// Additive bias, of attention's scores or of a convolution.
     Bias,
     /// Valid keys of each batch entry.
     KvLen,
@@ -203,13 +215,15 @@ pub enum Slot {
     LocalQ,
     /// Its keys.
     LocalK,
+    /// Weights of a convolution.
+    Weight,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -251,6 +265,7 @@ impl Slot {
         Self::CuSeqlens,
         Self::LocalQ,
         Self::LocalK,
+        Self::Weight,
         Self::Scratch,
     ];
 
@@ -301,6 +316,7 @@ impl Slot {
             Self::CuSeqlens => "cu_seqlens",
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
+            Self::Weight => "weight",
             Self::Scratch => "scratch",
         }
     }

@@ -6,6 +6,7 @@ mod choose;
 mod linear_attention;
 mod merge;
 mod rotary;
+mod short_conv;
 mod slice;
 mod softmax;
 
@@ -33,7 +34,7 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging, rotary embedding and weights: whole rows in one dispatch, as far as they go.
+    /// Softmax, merging, rotary embedding, convolution and weights: whole rows in one dispatch, as far as they go.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
@@ -171,7 +172,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => &[Schedule::Rows],
             Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::Attention(_) => &[
                 Schedule::Decode,
@@ -197,6 +198,7 @@ impl Outline {
             Op::Weights(op) => attention::weights::outline(op, caps)?,
             Op::Rotary(op) => rotary::outline(op, caps)?,
             Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
+            Op::ShortConv(op) => short_conv::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -5,6 +5,7 @@ mod linear_attention;
 mod merge;
 pub mod presets;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -14,6 +15,7 @@ pub use linear_attention::{
 };
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
+pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};
 
