@@ -14,6 +14,7 @@ pub mod ceiling_workgroup;
 pub mod linear_attention;
 pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
+pub mod linear_attention_step;
 pub mod loop_count;
 pub mod rotary;
 pub mod short_conv;
@@ -116,6 +117,7 @@ registry! {
     attention_mass: AttentionMass,
     linear_attention: LinearAttention,
     linear_attention_join: LinearAttentionJoin,
+    linear_attention_step: LinearAttentionStep,
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
     rotary: Rotary,
