@@ -1,173 +1,168 @@
-// Linear attention of one token: the state is read, changed and written, column by column.
+// Linear attention of one token: the state is read, changed and written, row by row.
 //
 // Formula:   that of linear_attention.wgsl, for one update.
-// Grid:      `each` (sequence, head) per workgroup.
-// Workgroup: one subgroup. Each lane owns QUADS neighbouring vectors of four rows, so that it reads in a page of its
-//            own, and takes four columns at a time; sums over rows are subgroup sums.
+// Grid:      one invocation per (sequence, head, chunk of CHUNK vectors of four value columns).
+// Workgroup: 64 invocations; neighbours have states of their own, so that on a CPU each reads in pages of its own.
 // Memory:    none.
 
 //@import grid
 //@import linear_tensors
 
-const LANES: u32 = 8u; //@variant
-const QUADS: u32 = (ROWS4 + LANES - 1u) / LANES;
+const WORKGROUP: u32 = 64u; //@variant
+const CHUNK: u32 = 16u; //@variant
 
-@compute @workgroup_size(LANES)
+@compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let begin = linear_workgroup(workgroup, grid) * params.each;
-    for (var task = begin; task < min(begin + params.each, params.tasks); task++) {
-        let head = task % params.heads;
-        let sequence = task / params.heads;
-        let at = places_of(sequence, head, head);
-        let place = state_place(sequence, head, 0u, 0u);
+    let number = linear_workgroup(workgroup, grid) * WORKGROUP + local;
+    if (number >= params.tasks) {
+        return;
+    }
+    let block = number % params.blocks;
+    let head = number / params.blocks % params.heads;
+    let sequence = number / params.blocks / params.heads;
+    let first = block * CHUNK * 4u;
+    let at = places_of(sequence, head, head);
+    let place = state_place(sequence, head, 0u, 0u);
 //@if KV_LEN
-        let there = kv_len[params.kv_len_at + sequence * params.kv_len_batch] > 0u;
+    let there = kv_len[params.kv_len_at + sequence * params.kv_len_batch] > 0u;
 //@else
-        let there = true;
+    let there = true;
 //@endif
-        let update = Update(0u, 0u, 0u, 0u, there, there);
-        var fade = fade_of(at, update);
+    let update = Update(0u, 0u, 0u, 0u, there, there);
+    var fade = fade_of(at, update);
 //@if DECAY_HEAD
-        fade = select(1.0, factor_of(decay[at.decay]), there);
-//@endif
-        let strength = strength_of(at, update);
-
-        // The lane's rows: those of the query and the key, and what else has rows like them.
-        var query: array<vec4<f32>, QUADS>;
-        var key: array<vec4<f32>, QUADS>;
-        var reader: array<vec4<f32>, QUADS>;
-        var writer: array<vec4<f32>, QUADS>;
-        var fading: array<vec4<f32>, QUADS>;
-        var den = 0.0;
-        var queries = 0.0;
-        var own = 0.0;
-        //@unroll
-        for (var j = 0u; j < QUADS; j++) {
-            let b = lane * QUADS + j;
-            let mine = b < ROWS4;
-            query[j] = select(vec4<f32>(), row_quad(ROW_Q, at, update, min(b, ROWS4 - 1u)), mine);
-            key[j] = select(vec4<f32>(), row_quad(ROW_K, at, update, min(b, ROWS4 - 1u)), mine);
-            reader[j] = key[j];
-//@if READ
-            reader[j] = select(vec4<f32>(), row_quad(ROW_READ, at, update, min(b, ROWS4 - 1u)), mine);
-//@endif
-//@if LOW_RANK
-            writer[j] = select(vec4<f32>(), row_quad(ROW_WRITE, at, update, min(b, ROWS4 - 1u)), mine);
-//@endif
-            fading[j] = vec4<f32>(fade);
-//@if DECAY_KEY
-            fading[j] = row_quad(ROW_DECAY, at, update, min(b, ROWS4 - 1u));
-//@endif
-//@if BONUS
-            own += dot(query[j] * bonus_quad(head, min(b, ROWS4 - 1u)), key[j]);
-//@endif
-//@if NORMALISED
-            //@unroll
-            for (var c = 0u; c < 4u; c++) {
-                if (mine && channel_of(b, c) < params.key_dim) {
-                    var z = 0.0;
-//@if TAKE_SUM
-                    z = take_sum(place, row_of(b, c));
-//@endif
-//@if BEFORE
-                    den = fma(query[j][c], z, den);
-                    z = fma(z, fading[j][c], key[j][c]);
-//@else
-                    z = fma(z, fading[j][c], key[j][c]);
-                    den = fma(query[j][c], z, den);
-//@endif
-//@if GIVE
-                    give_sum(place, row_of(b, c), z);
-//@endif
-                }
-            }
-            queries += sum_of(query[j]);
-//@endif
-        }
-        var factor = 1.0;
-//@if NORMALISED
-        factor = guarded_reciprocal(subgroupAdd(den), subgroupAdd(queries));
-//@endif
-//@if BONUS
-        own = subgroupAdd(own);
+    fade = select(1.0, factor_of(decay[at.decay]), there);
 //@endif
 
-        for (var column = 0u; column < params.value_dim; column += 4u) {
-            var u = value_columns(VALUES, at.v, column, params.v_dim);
-            var fades = vec4<f32>(1.0);
+    var u: array<vec4<f32>, CHUNK>;
+    var fades: array<vec4<f32>, CHUNK>;
+    var out: array<vec4<f32>, CHUNK>;
+    var held: array<vec4<f32>, CHUNK>;
+    //@unroll
+    for (var n = 0u; n < CHUNK; n++) {
+        u[n] = value_columns(VALUES, at.v, first + 4u * n, params.v_dim);
+        fades[n] = vec4<f32>(fade);
 //@if DECAY_VALUE
-            fades = select(fades, column_factors(value_columns(VALUE_DECAY, at.decay, column, params.decay_dim)), there);
+        let g = value_columns(VALUE_DECAY, at.decay, first + 4u * n, params.decay_dim);
+        fades[n] = select(vec4<f32>(1.0), column_factors(g), there);
 //@endif
-            var s: array<vec4<f32>, 4u * QUADS>;
-            //@unroll
-            for (var j = 0u; j < QUADS; j++) {
-                let b = lane * QUADS + j;
-                //@unroll
-                for (var c = 0u; c < 4u; c++) {
-                    s[4u * j + c] = vec4<f32>();
-//@if TAKE
-                    if (b < ROWS4 && channel_of(b, c) < params.key_dim) {
-                        s[4u * j + c] = take_state(place, row_of(b, c), column);
-                    }
-//@endif
-                }
-            }
+        out[n] = vec4<f32>();
+        held[n] = vec4<f32>();
+    }
+
 //@if HELD
-            // What the state holds for the reading key: before the decay for LOW_RANK, after it for DELTA.
-            var held = vec4<f32>();
-            //@unroll
-            for (var j = 0u; j < QUADS; j++) {
-                //@unroll
-                for (var c = 0u; c < 4u; c++) {
-//@if LOW_RANK
-                    held = fma(vec4<f32>(reader[j][c]), s[4u * j + c], held);
+    // What the state holds for the reading key: before the decay for LOW_RANK, after it for DELTA.
+    for (var b = 0u; b < ROWS4; b++) {
+//@if READ
+        var p = row_quad(ROW_READ, at, update, b);
 //@else
-                    held = fma(vec4<f32>(reader[j][c] * fading[j][c]), s[4u * j + c], held);
+        var p = row_quad(ROW_K, at, update, b);
 //@endif
-                }
-            }
-            held = subgroupAdd(held);
+//@if DECAY_KEY
 //@if !LOW_RANK
-            u = (u - fades * held) * strength;
-//@if BETA_VALUE
-            u *= value_columns(VALUE_BETA, at.beta, column, params.beta_dim);
+        p *= row_quad(ROW_DECAY, at, update, b);
 //@endif
 //@endif
-//@endif
-            var out = vec4<f32>();
+        for (var c = 0u; c < min(4u, params.key_dim - b % K4 * 4u); c++) {
             //@unroll
-            for (var j = 0u; j < QUADS; j++) {
-                let b = lane * QUADS + j;
-                //@unroll
-                for (var c = 0u; c < 4u; c++) {
-                    let old = s[4u * j + c];
-                    var next = fma(vec4<f32>(key[j][c]), u, old * fades * fading[j][c]);
-//@if LOW_RANK
-                    next = fma(vec4<f32>(writer[j][c]), held, next);
-//@endif
-//@if BEFORE
-                    out = fma(vec4<f32>(query[j][c]), old, out);
-//@else
-                    out = fma(vec4<f32>(query[j][c]), next, out);
-//@endif
-//@if GIVE
-                    if (b < ROWS4 && channel_of(b, c) < params.key_dim) {
-                        give_state(place, row_of(b, c), column, next);
-                    }
-//@endif
-                }
-            }
-            out = subgroupAdd(out);
-//@if BONUS
-            out = fma(vec4<f32>(own), u, out);
-//@endif
-            if (lane == 0u) {
-                store_o(at.o, column, out * factor);
+            for (var n = 0u; n < CHUNK; n++) {
+                held[n] = fma(vec4<f32>(p[c]), state_quad(place, row_of(b, c), first + 4u * n), held[n]);
             }
         }
     }
+//@if !LOW_RANK
+    let strength = strength_of(at, update);
+    //@unroll
+    for (var n = 0u; n < CHUNK; n++) {
+        u[n] = (u[n] - fades[n] * held[n]) * strength;
+//@if BETA_VALUE
+        u[n] *= value_columns(VALUE_BETA, at.beta, first + 4u * n, params.beta_dim);
+//@endif
+    }
+//@endif
+//@endif
+
+    var den = 0.0;
+    var queries = 0.0;
+    var own = 0.0;
+    for (var b = 0u; b < ROWS4; b++) {
+        let query = row_quad(ROW_Q, at, update, b);
+        let key = row_quad(ROW_K, at, update, b);
+        queries += sum_of(query);
+//@if LOW_RANK
+        let write = row_quad(ROW_WRITE, at, update, b);
+//@endif
+        var fading = vec4<f32>(1.0);
+//@if DECAY_KEY
+        fading = row_quad(ROW_DECAY, at, update, b);
+//@endif
+//@if BONUS
+        own += dot(query * bonus_quad(head, b), key);
+//@endif
+        for (var c = 0u; c < min(4u, params.key_dim - b % K4 * 4u); c++) {
+            let row = row_of(b, c);
+//@if NORMALISED
+            var z = 0.0;
+//@if TAKE_SUM
+            z = take_sum(place, row);
+//@endif
+            let sum = fma(z, fade * fading[c], key[c]);
+//@if BEFORE
+            den = fma(query[c], z, den);
+//@else
+            den = fma(query[c], sum, den);
+//@endif
+//@if GIVE
+            if (block == 0u) {
+                give_sum(place, row, sum);
+            }
+//@endif
+//@endif
+            //@unroll
+            for (var n = 0u; n < CHUNK; n++) {
+                let old = state_quad(place, row, first + 4u * n);
+                var next = fma(vec4<f32>(key[c]), u[n], old * fades[n] * fading[c]);
+//@if LOW_RANK
+                next = fma(vec4<f32>(write[c]), held[n], next);
+//@endif
+//@if BEFORE
+                out[n] = fma(vec4<f32>(query[c]), old, out[n]);
+//@else
+                out[n] = fma(vec4<f32>(query[c]), next, out[n]);
+//@endif
+//@if GIVE
+                if (first + 4u * n < params.value_dim) {
+                    give_state(place, row, first + 4u * n, next);
+                }
+//@endif
+            }
+        }
+    }
+
+    var factor = 1.0;
+//@if NORMALISED
+    factor = guarded_reciprocal(den, queries);
+//@endif
+    //@unroll
+    for (var n = 0u; n < CHUNK; n++) {
+//@if BONUS
+        out[n] = fma(vec4<f32>(own), value_columns(VALUES, at.v, first + 4u * n, params.v_dim), out[n]);
+//@endif
+        store_o(at.o, first + 4u * n, out[n] * factor);
+    }
+}
+
+// Four columns of a row of the state before the token; 0 past the last.
+fn state_quad(place: StatePlace, row: u32, column: u32) -> vec4<f32> {
+    var x = vec4<f32>();
+//@if TAKE
+    if (column < params.value_dim) {
+        x = take_state(place, row, column);
+    }
+//@endif
+    return x;
 }

@@ -304,7 +304,6 @@ impl Variant {
         }
         let [row_q, row_k, row_read, row_write, row_decay] = numbers;
         vec![
-            ("LANES", self.lanes),
             ("BROADCAST", self.broadcast.into()),
             ("K4", self.k4),
             ("PARTS", 1 + u32::from(self.cosine)),
@@ -373,6 +372,7 @@ impl super::Variant for Variant {
     fn constants(&self) -> Constants {
         let mut constants = self.terms();
         constants.extend([
+            ("LANES", self.lanes),
             ("TOKENS", self.tokens),
             ("COLS", self.columns),
             ("TENSORS", self.row_tensors()),
@@ -419,7 +419,7 @@ impl super::Variant for Variant {
 params! {
     /// Parameters of the walk.
     Params {
-        tasks: u32, each: u32, blocks: u32, heads: u32, segments: u32, sequences: u32, segment_tokens: u32,
+        tasks: u32, blocks: u32, heads: u32, segments: u32, sequences: u32, segment_tokens: u32,
         token_start: u32, token_end: u32, tokens: u32, updates: u32, key_dim: u32, value_dim: u32,
         group: u32, q_share: u32, k_share: u32, slot_heads: u32, slot_group: u32, slots: u32,
         slot_first: u32, slot_step: u32, giving: u32, slot_size: u32, sums_at: u32, products_at: u32,

@@ -31,8 +31,9 @@ const LANES: u32 = 64;
 const MIN_SEGMENT: u64 = 256;
 /// Workgroups that keep a software device busy.
 const SOFTWARE_WORKGROUPS: u64 = 2;
-/// Workgroups for one token, where there are so many heads: small ones cost more to launch than to run.
-const STEP_WORKGROUPS: u64 = 256;
+/// Vectors of four columns of a state that an invocation takes, for one token: with more, the loop's code leaves the
+/// instruction cache of llvmpipe's CPU.
+const STEP_COLUMNS: u64 = 8;
 /// The largest of no keys.
 const LOWEST: f32 = -3e38;
 
@@ -543,9 +544,13 @@ impl Plan<'_, '_> {
         Ok(())
     }
 
-    /// One token: each subgroup takes the states of some heads, one after the other.
+    /// One token: each invocation takes the state of a head, or some columns of it.
     fn one_token(&mut self, variant: Variant) -> Result<()> {
         self.one_token = true;
+        let variant = Variant {
+            columns: small(self.walk.value_dim.div_ceil(4).min(STEP_COLUMNS)),
+            ..variant
+        };
         let (boxes, _) = self.boxes(&[(Pass::Both, variant)], 1, 1)?;
         for piece in boxes {
             self.walk_step(Pass::Both, variant, &piece, [1, 1], 1)?;
@@ -873,16 +878,15 @@ impl Plan<'_, '_> {
         let walks = sequences + u64::from(packed && variant.output);
         let heads_there = if variant.output { o_heads } else { state_heads };
         let heads = heads_there / walk.units * piece.len[UNIT];
-        let blocks = if self.one_token {
-            1
+        let width = if self.one_token {
+            4 * variant.columns
         } else {
-            walk.value_dim.div_ceil(variant.width().into())
+            variant.width()
         };
+        let blocks = walk.value_dim.div_ceil(width.into());
         let tasks = walks * count * heads * blocks;
-        let each = if self.one_token {
-            let columns = walk.value_dim.div_ceil(4);
-            let most = u64::from(walk.caps.loop_budget).saturating_sub(2) / (columns + 2);
-            tasks.div_ceil(STEP_WORKGROUPS).min(most).max(1)
+        let workgroup = if self.one_token {
+            u64::from(step::WORKGROUP)
         } else {
             1
         };
@@ -891,7 +895,6 @@ impl Plan<'_, '_> {
         let in_segments = slots.each > 1 && !(pass == Pass::Output && op.reach == Reach::All);
         let mut params = Params {
             tasks: small(tasks),
-            each: small(each),
             blocks: small(blocks),
             heads: small(heads),
             segments: small(count),
@@ -973,7 +976,7 @@ impl Plan<'_, '_> {
             },
             ranges,
             params: params.bytes(),
-            grid: grid(tasks.div_ceil(each), walk.caps)?,
+            grid: grid(tasks.div_ceil(workgroup), walk.caps)?,
         });
         Ok(())
     }
