@@ -208,13 +208,19 @@ fn main(
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
                 row[ROW_K * ROWS4 + b] = exp_below(row[ROW_K * ROWS4 + b], top_k);
-                sum_k += sum_of(row[ROW_K * ROWS4 + b]);
+                sum_k += select(0.0, sum_of(row[ROW_K * ROWS4 + b]), b < K4);
             }
 //@if K_SUM
             let part_k = select(0.0, 1.0 / sum_k, update.there);
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
                 row[ROW_K * ROWS4 + b] *= part_k;
+            }
+//@endif
+//@if COSINE
+            //@unroll
+            for (var b = 0u; b < ROWS4; b++) {
+                row[ROW_K * ROWS4 + b] = turned(row[ROW_K * ROWS4 + b], b, update.place);
             }
 //@endif
 //@endif
@@ -228,7 +234,7 @@ fn main(
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
                 row[ROW_Q * ROWS4 + b] = exp_below(row[ROW_Q * ROWS4 + b], top_q);
-                sum_q += sum_of(row[ROW_Q * ROWS4 + b]);
+                sum_q += select(0.0, sum_of(row[ROW_Q * ROWS4 + b]), b < K4);
             }
 //@if Q_SUM
             let part_q = params.scale / sum_q;
@@ -237,7 +243,7 @@ fn main(
 //@endif
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
-                row[ROW_Q * ROWS4 + b] *= part_q;
+                row[ROW_Q * ROWS4 + b] = turned(row[ROW_Q * ROWS4 + b] * part_q, b, update.place);
             }
 //@endif
 

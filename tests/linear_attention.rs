@@ -561,6 +561,24 @@ fn cosines() {
             }
         }
     }
+    // Maps that look at whole rows before these are turned.
+    let exp = FeatureMap::Exp { factor: Real(0.5) };
+    for (q, k, safe) in [
+        (FeatureMap::Softmax, FeatureMap::Softmax, false),
+        (FeatureMap::Softmax, exp, true),
+        (exp, exp, true),
+    ] {
+        let op = sizes
+            .op()
+            .features(q, k)
+            .similarity(Similarity::Cosine { length: 30 })
+            .normaliser(Normaliser {
+                safe,
+                ..normaliser(Guard::Add)
+            });
+        cases.push(Case::new(with_states(op.clone())));
+        cases.push(Case::new(op.reach(Reach::All)));
+    }
     all_close(&cases);
 }
 
