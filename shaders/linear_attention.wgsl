@@ -208,13 +208,19 @@ fn main(
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
                 row[ROW_K * ROWS4 + b] = exp_below(row[ROW_K * ROWS4 + b], top_k);
-                sum_k += sum_of(row[ROW_K * ROWS4 + b]);
+                sum_k += select(0.0, sum_of(row[ROW_K * ROWS4 + b]), b < K4);
             }
 //@if K_SUM
             let part_k = select(0.0, 1.0 / sum_k, update.there);
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
                 row[ROW_K * ROWS4 + b] *= part_k;
+            }
+//@endif
+//@if COSINE
+            //@unroll
+            for (var b = 0u; b < ROWS4; b++) {
+                row[ROW_K * ROWS4 + b] = turned(row[ROW_K * ROWS4 + b], b, update.place);
             }
 //@endif
 //@endif
@@ -228,7 +234,7 @@ fn main(
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
                 row[ROW_Q * ROWS4 + b] = exp_below(row[ROW_Q * ROWS4 + b], top_q);
-                sum_q += sum_of(row[ROW_Q * ROWS4 + b]);
+                sum_q += select(0.0, sum_of(row[ROW_Q * ROWS4 + b]), b < K4);
             }
 //@if Q_SUM
             let part_q = params.scale / sum_q;
@@ -237,19 +243,25 @@ fn main(
 //@endif
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
-                row[ROW_Q * ROWS4 + b] *= part_q;
+                row[ROW_Q * ROWS4 + b] = turned(row[ROW_Q * ROWS4 + b] * part_q, b, update.place);
             }
 //@endif
 
             var u: array<Col, COLS>;
             var out: array<Col, COLS>;
             var fades: array<Col, COLS>;
+//@if BONUS
+            var value: array<Col, COLS>;
+//@endif
             //@unroll
             for (var n = 0u; n < COLS; n++) {
                 out[n] = Col();
                 fades[n] = Col(fade);
 //@if UPDATE
                 u[n] = value_columns(VALUES, at.v + update.row * params.v_token, columns[n], params.v_dim);
+//@if BONUS
+                value[n] = u[n];
+//@endif
 //@endif
 //@if DECAY_VALUE
                 let g = value_columns(VALUE_DECAY, at.decay + update.token * params.decay_token, columns[n], params.decay_dim);
@@ -294,6 +306,15 @@ fn main(
 //@if BETA_VALUE
                 u[n] *= value_columns(VALUE_BETA, at.beta + update.row * params.beta_token, columns[n], params.beta_dim);
 //@endif
+            }
+//@endif
+//@endif
+//@if KV_LEN
+//@if UPDATE
+            // Whatever lies past the valid tokens, a product with a key of 0 must not take it for a number.
+            //@unroll
+            for (var n = 0u; n < COLS; n++) {
+                u[n] = select(Col(), u[n], update.there);
             }
 //@endif
 //@endif
@@ -370,7 +391,7 @@ fn main(
                 //@unroll
                 for (var n = 0u; n < COLS; n++) {
 //@if BONUS
-                    out[n] = fma(Col(own), u[n], out[n]);
+                    out[n] = fma(Col(own), value[n], out[n]);
 //@endif
                     store_o(at.o + update.token * params.o_token, columns[n], select(Col(), out[n] * factor, real));
                 }

@@ -2,6 +2,11 @@
 
 mod common;
 
+use std::{
+    cell::Cell,
+    sync::{Mutex, PoisonError},
+};
+
 use common::{
     gpus,
     linear::{Case, Sizes, gentle, is_op},
@@ -22,8 +27,11 @@ const REACHES: [Reach; 4] = [
     Reach::All,
 ];
 
-/// Runs `check` on every adapter; fails when there is none.
+/// Runs `check` on every adapter; fails when there is none. One test at a time: drivers that compile for seconds hold
+/// locks that others wait for in vain.
 fn each(check: impl Fn(&Gpu, &str)) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ran = 0;
     for gpu in gpus() {
         check(gpu, &name(gpu));
@@ -67,19 +75,16 @@ fn all_close_in_each_walk(cases: &[Case]) {
 
 /// Every adapter with f16; the others are counted.
 fn each_with_f16(check: impl Fn(&Gpu, &str)) {
-    let mut ran = 0;
-    for gpu in gpus() {
+    let ran = Cell::new(0);
+    each(|gpu, label| {
         if gpu.engine().caps().f16 {
-            check(gpu, &name(gpu));
-            ran += 1;
+            check(gpu, label);
+            ran.set(ran.get() + 1);
         } else {
-            say(format_args!(
-                "skipped: {} has no f16 (1 skipped)",
-                name(gpu)
-            ));
+            say(format_args!("skipped: {label} has no f16 (1 skipped)"));
         }
-    }
-    assert!(ran > 0, "no adapter with f16");
+    });
+    assert!(ran.get() > 0, "no adapter with f16");
 }
 
 fn rules(sizes: &Sizes) -> [UpdateRule; 5] {
@@ -129,7 +134,7 @@ fn rules_decays_and_reaches() {
             }
         }
     }
-    assert!(cases.len() > 60);
+    assert!(cases.len() > 50);
     all_close(&cases);
 }
 
@@ -556,6 +561,24 @@ fn cosines() {
             }
         }
     }
+    // Maps that look at whole rows before these are turned.
+    let exp = FeatureMap::Exp { factor: Real(0.5) };
+    for (q, k, safe) in [
+        (FeatureMap::Softmax, FeatureMap::Softmax, false),
+        (FeatureMap::Softmax, exp, true),
+        (exp, exp, true),
+    ] {
+        let op = sizes
+            .op()
+            .features(q, k)
+            .similarity(Similarity::Cosine { length: 30 })
+            .normaliser(Normaliser {
+                safe,
+                ..normaliser(Guard::Add)
+            });
+        cases.push(Case::new(with_states(op.clone())));
+        cases.push(Case::new(op.reach(Reach::All)));
+    }
     all_close(&cases);
 }
 
@@ -872,14 +895,30 @@ fn what_is_not_finite_stays_in_its_sequence() {
 #[test]
 fn tokens_that_are_not_there_do_not_count() {
     let sizes = Sizes::new(21, [8, 8]);
+    let features = sizes
+        .op()
+        .features(FeatureMap::EluPlusOne, FeatureMap::EluPlusOne);
     for op in [
         sizes.op().decay(sizes.token_decay()),
         sizes.op().reach(Reach::All),
-        sizes.op().decay(sizes.key_decay()).rule(sizes.delta(false)),
+        sizes.op().decay(sizes.key_decay()).rule(sizes.delta(true)),
+        sizes.op().decay(sizes.value_decay()).rule(sizes.low_rank()),
+        features.normaliser(normaliser(Guard::Add)),
+        sizes.op().similarity(Similarity::Taylor),
     ] {
         let case = Case::new(op).lens(&[10]);
-        for slot in [Slot::K, Slot::V] {
-            stays_within(&case, slot, 12 * 8 + 1, |_| false);
+        for slot in [
+            Slot::K,
+            Slot::V,
+            Slot::Decay,
+            Slot::Beta,
+            Slot::Read,
+            Slot::Write,
+        ] {
+            if let Some((_, data)) = case.data.iter().find(|(other, _)| *other == slot) {
+                let per_token = data.len() / 21;
+                stays_within(&case, slot, 12 * per_token, |_| false);
+            }
         }
     }
 }
@@ -901,7 +940,12 @@ fn long_sequences() {
         sizes.op().rule(sizes.delta(false)).with_final_state(),
     ));
     cases.push(Case::new(sizes.op().reach(Reach::All)));
-    all_close(&cases);
+    // A factor that is off in its last bit is so a hundred times before what it keeps is gone.
+    each(|gpu, label| {
+        for case in &cases {
+            case.close(gpu, label, 1e-4);
+        }
+    });
 }
 
 /// States that are joined from those of parts of the tokens: every decay and reach, states that last, lengths that end in

@@ -154,7 +154,8 @@ pub struct Normaliser {
     /// For keys mapped by [`FeatureMap::Exp`]: whether to keep `exp(x - m)`, where `m` is the largest `factor * x`
     /// of a key so far, over all channels. No exponential overflows then. State and sum are those of
     /// `exp(x - m)`, and [`LinearAttention::initial_sum`] and `final_sum` have one more element than the keys:
-    /// `m`, the last; -3e38 where there is no key yet. `eps` counts in the same units.
+    /// `m`, the last; -3e38 where there is no key yet. Queries mapped by [`FeatureMap::Exp`] lose the largest of their
+    /// own channels likewise. `eps` counts in these units.
     #[serde(default)]
     pub safe: bool,
 }

@@ -201,7 +201,7 @@ impl<'a> LinearAttentionInputs<'a> {
     fn query_row(&self, sizes: &Sizes, [batch, head, token]: [usize; 3]) -> Vec<f64> {
         let row = (batch * sizes.q_heads + head) * sizes.seq + token;
         let q = &self.q[row * sizes.key_dim..][..sizes.key_dim];
-        map(self.op.feature_q, q, 0.0)
+        map(self.op.feature_q, q, self.largest(self.op.feature_q, q))
     }
 
     /// Query heads that read the state of a head, and the heads of the output that each of them writes.
@@ -218,12 +218,12 @@ impl<'a> LinearAttentionInputs<'a> {
         self.op.normaliser.is_some_and(|normaliser| normaliser.safe)
     }
 
-    /// The largest `factor * x` of a key.
-    fn largest(&self, key: &[f64]) -> f64 {
-        match self.op.feature_k {
+    /// The largest `factor * x` of a query or key, where the normaliser is safe.
+    fn largest(&self, feature: FeatureMap, row: &[f64]) -> f64 {
+        match feature {
             FeatureMap::Exp {
                 factor: Real(factor),
-            } if self.safe() => key
+            } if self.safe() => row
                 .iter()
                 .map(|x| f64::from(factor) * x)
                 .fold(NONE_YET, f64::max),
@@ -420,7 +420,7 @@ impl State {
         for update in token * sizes.updates..(token + 1) * sizes.updates {
             let at = [batch, head, update];
             let stored = a.key_row(sizes, a.k, at);
-            let largest = self.largest.max(a.largest(stored));
+            let largest = self.largest.max(a.largest(a.op.feature_k, stored));
             let shrink = (self.largest - largest).exp();
             for s in self.matrix.iter_mut().chain(&mut self.sum) {
                 *s *= shrink;
@@ -719,7 +719,7 @@ fn pairs(
     let number = sequence.number * sizes.state_heads + head;
     let initial = State::initial(a, sizes, number);
     let largest = (start * sizes.updates..(start + seen) * sizes.updates)
-        .map(|update| a.largest(a.key_row(sizes, a.k, [batch, head, update])))
+        .map(|update| a.largest(a.op.feature_k, a.key_row(sizes, a.k, [batch, head, update])))
         .fold(initial.largest, f64::max);
 
     let mut o = vec![0.0; sizes.value_dim];
