@@ -10,14 +10,14 @@ use std::{
 };
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, DType, Decay, FeatureMap, Guard, Layout, LinearAttention,
-    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Schedule, ShortConv,
+    Attention, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap, Guard, Layout, LinearAttention,
+    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Scan, ScanRule, Schedule, Scores, ShortConv,
     Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        linear_attention_join, linear_attention_quadratic, loop_count, rotary, short_conv_state,
+        linear_attention_join, linear_attention_quadratic, loop_count, rotary, scan, short_conv_state,
     },
     plan::Outline,
 };
@@ -713,6 +713,77 @@ fn short_conv_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Every rule and where its scores come from, with states, gates and what else it may have, whole and in segments.
+fn scan_ops(into: &mut BTreeSet<Kernel>) {
+    let caps = Caps {
+        max_storage_buffers: 12,
+        ..caps(8)
+    };
+    for bits in 0..64 {
+        let has = |bit: u32| bits & (1 << bit) != 0;
+        let dtype = float(has(0));
+        let channels = if has(1) { 8 } else { 5 };
+        let packed = has(2);
+        let batch = if packed { 1 } else { 2 };
+        let x = Layout::new(dtype, [batch, 3, 70, channels]);
+        let per_head = Layout::new(dtype, [batch, 3, 70]);
+        let query = Scores::Query {
+            q: Layout::new(dtype, [3, channels]),
+            k: x.clone(),
+            scale: None,
+        };
+        let g = Layout::new(float(has(0) && has(3)), x.shape.clone());
+        let mut log_sum_exp = Scan::log_sum_exp(x.clone());
+        if has(3) {
+            log_sum_exp = log_sum_exp.with_weights();
+        }
+        if let ScanRule::LogSumExp { log_decay, .. } = &mut log_sum_exp.rule
+            && has(4)
+        {
+            *log_decay = Some(Layout::f32(x.shape.clone()));
+        }
+        let mut list = vec![
+            Scan::sum(x.clone()),
+            Scan::decayed_sum(x.clone(), g),
+            log_sum_exp,
+        ];
+        for scores in [Scores::Channel(x.clone()), Scores::Head(per_head), query] {
+            for denominator in [Denominator::Prefix, Denominator::Step, Denominator::All] {
+                let mut op = Scan::softmax(scores.clone(), x.clone()).denominator(denominator);
+                if has(3) && denominator != Denominator::All {
+                    op = op.with_states();
+                }
+                list.push(op);
+            }
+        }
+        for mut op in list {
+            if has(4) && !matches!(op.rule, ScanRule::LogSumExp { .. }) {
+                op = op.gate(x.clone());
+            }
+            if packed {
+                op = op.packed(Layout::new(DType::U32, [4]));
+            }
+            let state = Layout::f32(op.state_shape());
+            op = match (has(4), has(5)) {
+                (false, false) => op,
+                (true, false) => op.carried(Some(state.clone()), Some(state)),
+                (false, true) => op.carried_in_place(state),
+                (true, true) => op.carried(None, Some(state)).without_output(),
+            };
+            if op.o.is_none() {
+                op.gate = None;
+            }
+            for splits in [1, 3] {
+                let tuning = Tuning {
+                    splits: Some(splits),
+                    ..Tuning::default()
+                };
+                plan(op.clone(), &caps, &tuning, into);
+            }
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     linear_quadratic_ops(&mut set);
@@ -727,6 +798,7 @@ fn kernels() -> Vec<Kernel> {
     rotary_ops(&mut set);
     linear_walk_ops(&mut set);
     short_conv_ops(&mut set);
+    scan_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -1019,6 +1091,16 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             (variant.workgroup, 0)
         }
         Kernel::ShortConvState(_) => (short_conv_state::WORKGROUP, 0),
+        Kernel::Scan(variant) => {
+            eq("WIDTH", module.constant("WIDTH"), variant.width())?;
+            eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
+            (variant.workgroup, 0)
+        }
+        Kernel::ScanJoin(variant) => {
+            eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
+            (scan::WORKGROUP, 0)
+        }
+        Kernel::ScanScores(_) => (scan::WORKGROUP, 0),
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(

@@ -25,6 +25,7 @@ mod onnx_linear;
 mod problem;
 mod relative;
 mod report;
+mod scan;
 mod streaming;
 mod torch;
 

@@ -18,6 +18,9 @@ pub mod loop_count;
 pub mod rotary;
 pub mod short_conv;
 pub mod short_conv_state;
+pub mod scan;
+pub mod scan_join;
+pub mod scan_scores;
 pub mod softmax;
 
 mod attention;
@@ -121,6 +124,9 @@ registry! {
     rotary: Rotary,
     short_conv: ShortConv,
     short_conv_state: ShortConvState,
+    scan: Scan,
+    scan_join: ScanJoin,
+    scan_scores: ScanScores,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -7,6 +7,7 @@ mod modification;
 pub mod presets;
 mod rotary;
 mod short_conv;
+mod scan;
 mod softmax;
 mod weights;
 
@@ -20,6 +21,8 @@ pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
 pub use short_conv::{Activation, ShortConv, ShortConvArgs};
+pub(crate) use scan::ScanStrides;
+pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
 
@@ -49,6 +52,8 @@ pub enum Op {
     LinearAttention(LinearAttention),
     /// Short depthwise convolution along the sequence.
     ShortConv(ShortConv),
+    /// Scan along the sequence.
+    Scan(Scan),
 }
 
 impl Op {
@@ -65,6 +70,7 @@ impl Op {
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
             Self::ShortConv(op) => op.check(),
+            Self::Scan(op) => op.check(),
         }
     }
 
@@ -78,6 +84,7 @@ impl Op {
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
             Self::ShortConv(op) => op.tensors(),
+            Self::Scan(op) => op.tensors(),
         }
     }
 
@@ -126,6 +133,12 @@ impl From<LinearAttention> for Op {
 impl From<ShortConv> for Op {
     fn from(op: ShortConv) -> Self {
         Self::ShortConv(op)
+    }
+}
+
+impl From<Scan> for Op {
+    fn from(op: Scan) -> Self {
+        Self::Scan(op)
     }
 }
 
@@ -217,13 +230,19 @@ pub enum Slot {
     LocalK,
     /// Weights of a convolution.
     Weight,
+    /// Decays of a running log-sum-exp.
+    LogDecay,
+    /// Shares of tokens in a running log-sum-exp.
+    Weights,
+    /// States after every token.
+    States,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 46] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -266,6 +285,9 @@ impl Slot {
         Self::LocalQ,
         Self::LocalK,
         Self::Weight,
+        Self::LogDecay,
+        Self::Weights,
+        Self::States,
         Self::Scratch,
     ];
 
@@ -317,6 +339,9 @@ impl Slot {
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
             Self::Weight => "weight",
+            Self::LogDecay => "log_decay",
+            Self::Weights => "weights",
+            Self::States => "states",
             Self::Scratch => "scratch",
         }
     }
@@ -332,6 +357,9 @@ impl Slot {
                 | Self::Keys
                 | Self::FinalState
                 | Self::FinalSum
+                | Self::LogDecay
+                | Self::Weights
+                | Self::States
                 | Self::Scratch
         )
     }

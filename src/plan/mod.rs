@@ -7,6 +7,7 @@ mod linear_attention;
 mod merge;
 mod rotary;
 mod short_conv;
+mod scan;
 mod slice;
 mod softmax;
 
@@ -34,9 +35,9 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging, rotary embedding, convolution and weights: whole rows in one dispatch, as far as they go.
+    /// Softmax, merging, rotary embedding, convolution, weights and scans: whole rows in one dispatch, as far as they go.
     Rows,
-    /// Softmax: ranges of rows, in two dispatches.
+    /// Softmax: ranges of rows, in two dispatches. Scans: segments of the sequence, whose results are joined.
     Ranges,
     /// Linear attention: all pairs of query and key.
     Quadratic,
@@ -171,7 +172,7 @@ impl Outline {
             }
         }
         let schedules: &[Schedule] = match op {
-            Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
+            Op::Softmax(_) | Op::Scan(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => &[Schedule::Rows],
             Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::Attention(_) => &[
@@ -199,6 +200,7 @@ impl Outline {
             Op::Rotary(op) => rotary::outline(op, caps)?,
             Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
             Op::ShortConv(op) => short_conv::outline(op, caps)?,
+            Op::Scan(op) => scan::outline(op, caps, tuning)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -118,6 +118,14 @@ const SHARED: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/linear_tensors.wgsl"),
     ),
     (
+        "scan_slots",
+        include_str!("../../shaders/shared/scan_slots.wgsl"),
+    ),
+    (
+        "scan_state",
+        include_str!("../../shaders/shared/scan_state.wgsl"),
+    ),
+    (
         "online_softmax",
         include_str!("../../shaders/shared/online_softmax.wgsl"),
     ),

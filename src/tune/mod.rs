@@ -24,7 +24,7 @@ pub use table::{Entry, Table};
 use crate::{
     caps::Caps,
     error::Result,
-    ops::{Attention, Causal, Corner, Op, dims},
+    ops::{Attention, Causal, Corner, Op, ScanRule, dims},
     plan::{Outline, Schedule, Tuning},
     tensor::{DType, Layout},
 };
@@ -132,7 +132,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
     let splits = [None, Some(1), Some(2), Some(4), Some(8), Some(16)];
     let mut list = vec![open];
     match op {
-        Op::Softmax(_) => {
+        Op::Softmax(_) | Op::Scan(_) => {
             list.push(with(Schedule::Rows));
             list.extend(splits.map(|splits| Tuning {
                 splits,
@@ -219,6 +219,20 @@ pub fn bucket(op: &Op) -> String {
             log2(op.x.elements()),
             op.taps()
         ),
+        Op::Scan(op) => {
+            let sizes = op.sizes();
+            let carried = match op.rule {
+                ScanRule::Sum { .. } => "sum",
+                ScanRule::LogSumExp { .. } => "log-sum-exp",
+                ScanRule::Softmax { .. } => "softmax",
+            };
+            format!(
+                "scan {carried} {} rows 2^{} length 2^{}",
+                op.input().dtype,
+                log2(op.sequences() * sizes.heads * sizes.channels),
+                log2(sizes.seq)
+            )
+        }
         Op::Attention(op) => attention_bucket(op),
     }
 }
