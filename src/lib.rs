@@ -127,6 +127,10 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
+    AftFull, AftFullArgs, BiasTerm, FlowAttention, FlowAttentionArgs, HrrAttention,
+    HrrAttentionArgs, PositionBias, PositionBiasArgs,
+};
+pub use ops::{
     Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard, LinearAttention,
     LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer, Normaliser, Op,
     Reach, Real, Rotary, RotaryArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,

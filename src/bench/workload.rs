@@ -531,6 +531,9 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Rotary(op) => (Slot::Y, &op.y),
         Op::Weights(op) => (Slot::Out, &op.out),
         Op::LinearAttention(op) => (Slot::O, &op.o),
+        Op::HrrAttention(op) => (Slot::O, &op.o),
+        Op::FlowAttention(op) => (Slot::O, &op.o),
+        Op::AftFull(op) => (Slot::O, &op.o),
     }
 }
 

@@ -1,6 +1,10 @@
 //! The public ops, as plain data: what to compute on tensors of which layout.
 
+mod aft_full;
 mod attention;
+mod check;
+mod flow_attention;
+mod hrr_attention;
 mod linear_attention;
 mod merge;
 mod modification;
@@ -9,8 +13,11 @@ mod rotary;
 mod softmax;
 mod weights;
 
+pub use aft_full::{AftFull, AftFullArgs, BiasTerm, PositionBias, PositionBiasArgs};
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
+pub use flow_attention::{FlowAttention, FlowAttentionArgs};
+pub use hrr_attention::{HrrAttention, HrrAttentionArgs};
 pub use linear_attention::{
     Decay, FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights,
     Normaliser, Reach, Similarity, UpdateRule,
@@ -45,6 +52,12 @@ pub enum Op {
     Rotary(Rotary),
     /// Linear attention.
     LinearAttention(LinearAttention),
+    /// Attention of holographic reduced representations.
+    HrrAttention(HrrAttention),
+    /// Flow attention.
+    FlowAttention(FlowAttention),
+    /// The attention-free transformer.
+    AftFull(AftFull),
 }
 
 impl Op {
@@ -60,6 +73,9 @@ impl Op {
             Self::Weights(op) => op.check(),
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
+            Self::HrrAttention(op) => op.check(),
+            Self::FlowAttention(op) => op.check(),
+            Self::AftFull(op) => op.check(),
         }
     }
 
@@ -72,6 +88,9 @@ impl Op {
             Self::Weights(op) => op.tensors(),
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
+            Self::HrrAttention(op) => op.tensors(),
+            Self::FlowAttention(op) => op.tensors(),
+            Self::AftFull(op) => op.tensors(),
         }
     }
 
@@ -114,6 +133,24 @@ impl From<Rotary> for Op {
 impl From<LinearAttention> for Op {
     fn from(op: LinearAttention) -> Self {
         Self::LinearAttention(op)
+    }
+}
+
+impl From<HrrAttention> for Op {
+    fn from(op: HrrAttention) -> Self {
+        Self::HrrAttention(op)
+    }
+}
+
+impl From<FlowAttention> for Op {
+    fn from(op: FlowAttention) -> Self {
+        Self::FlowAttention(op)
+    }
+}
+
+impl From<AftFull> for Op {
+    fn from(op: AftFull) -> Self {
+        Self::AftFull(op)
     }
 }
 
@@ -203,13 +240,17 @@ pub enum Slot {
     LocalQ,
     /// Its keys.
     LocalK,
+    /// Factors of a position bias, of the position that asks.
+    BiasRows,
+    /// Factors of a position bias, of the other position.
+    BiasColumns,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 44] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -251,6 +292,8 @@ impl Slot {
         Self::CuSeqlens,
         Self::LocalQ,
         Self::LocalK,
+        Self::BiasRows,
+        Self::BiasColumns,
         Self::Scratch,
     ];
 
@@ -301,6 +344,8 @@ impl Slot {
             Self::CuSeqlens => "cu_seqlens",
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
+            Self::BiasRows => "bias_rows",
+            Self::BiasColumns => "bias_columns",
             Self::Scratch => "scratch",
         }
     }

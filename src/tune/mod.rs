@@ -141,6 +141,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         }
         // They have one way.
         Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => {}
+        Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -206,6 +207,21 @@ pub fn bucket(op: &Op) -> String {
         ),
         Op::LinearAttention(op) => format!(
             "linear attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::HrrAttention(op) => format!(
+            "hrr attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::FlowAttention(op) => format!(
+            "flow attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::AftFull(op) => format!(
+            "aft full {} of 2^{} elements",
             op.q.dtype,
             log2(op.o.elements())
         ),
