@@ -10,6 +10,7 @@ mod compare;
 mod davit;
 mod fla;
 mod flex;
+mod forms;
 mod gates;
 mod halonet;
 mod hilo;

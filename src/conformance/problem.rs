@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx, onnx_linear,
+    coca, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx, onnx_linear,
     relative, streaming, torch,
 };
 use crate::{
@@ -487,6 +487,9 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         | "fla_iplr"
         | "fla_dplr" => fla::recurrence(&mut reader),
         "fla_gated_slot_attention" => fla::slots(&mut reader),
+        "hrrformer" => forms::hrr(&mut reader),
+        "flowformer" => forms::flow(&mut reader),
+        "fast_transformers" if case.op == "aft_full" => forms::aft_full(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.
