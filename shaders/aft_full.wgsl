@@ -94,6 +94,22 @@ fn score(key: f32, bias: f32) -> f32 {
 //@endif
 }
 
+// The largest score so far, in base 2, and sums of weights and of weighted values relative to it.
+struct Softmax {
+    maximum: f32,
+    total: f32,
+    sum: f32,
+}
+
+fn joined(a: Softmax, b: Softmax) -> Softmax {
+    // One of the two factors is 1.
+    let smaller = exp2(-abs(a.maximum - b.maximum));
+    let grows = b.maximum > a.maximum;
+    let kept = select(1.0, smaller, grows);
+    let added = select(smaller, 1.0, grows);
+    return Softmax(max(a.maximum, b.maximum), fma(a.total, kept, b.total * added), fma(a.sum, kept, b.sum * added));
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -120,17 +136,21 @@ fn main(
     let k_at = params.k_at + batch * params.k_batch + head * params.k_head + d * params.k_dim;
     let v_at = params.v_at + batch * params.v_batch + head * params.v_head + d * params.v_dim;
 
-    var maximum: array<f32, ROWS>;
-    var total: array<f32, ROWS>;
-    var sum: array<f32, ROWS>;
+    var whole: array<Softmax, ROWS>;
     //@unroll
     for (var r = 0u; r < ROWS; r++) {
-        maximum[r] = HIDDEN;
+        whole[r] = Softmax(HIDDEN, 0.0, 0.0);
     }
     for (var first = start; first < end; first += KEYS) {
         workgroupBarrier();
         biases[local] = bias_of(min(row + local / KEYS, params.rows - 1u), min(first + local % KEYS, params.len - 1u));
         workgroupBarrier();
+        // Each block has sums of its own, which keeps rounding small.
+        var block: array<Softmax, ROWS>;
+        //@unroll
+        for (var r = 0u; r < ROWS; r++) {
+            block[r] = Softmax(HIDDEN, 0.0, 0.0);
+        }
         let count = min(KEYS, end - first);
         for (var j = 0u; j < count; j++) {
             let key = f32(k[k_at + (first + j) * params.k_row]);
@@ -141,15 +161,13 @@ fn main(
 //@if CAUSAL
                 s = select(s, FLOOR, first + j > params.first_row + row + r);
 //@endif
-                // One of the two weights is 1.
-                let smaller = exp2(-abs(s - maximum[r]));
-                let grows = s > maximum[r];
-                let kept = select(1.0, smaller, grows);
-                let added = select(select(smaller, 1.0, grows), 0.0, s <= HIDDEN);
-                maximum[r] = max(maximum[r], s);
-                total[r] = fma(total[r], kept, added);
-                sum[r] = fma(sum[r], kept, added * value);
+                let seen = select(1.0, 0.0, s <= HIDDEN);
+                block[r] = joined(block[r], Softmax(max(s, HIDDEN), seen, seen * value));
             }
+        }
+        //@unroll
+        for (var r = 0u; r < ROWS; r++) {
+            whole[r] = joined(whole[r], block[r]);
         }
     }
 
@@ -157,15 +175,16 @@ fn main(
     for (var r = 0u; r < ROWS; r++) {
         let i = row + r;
         if (own < params.channels && i < params.rows) {
-            let gate = sigmoid(f32(q[params.q_at + batch * params.q_batch + head * params.q_head + i * params.q_row + d * params.q_dim]));
+            let asked = q[params.q_at + batch * params.q_batch + head * params.q_head + i * params.q_row + d * params.q_dim];
+            let gate = sigmoid(vec4<f32>(f32(asked))).x;
 //@if SPLIT
             let at = ((own * params.rows + i) * params.ranges + range) * 3u;
-            scratch[at] = sum[r] * gate;
-            scratch[at + 1u] = maximum[r];
-            scratch[at + 2u] = total[r];
+            scratch[at] = whole[r].sum * gate;
+            scratch[at + 1u] = whole[r].maximum;
+            scratch[at + 2u] = whole[r].total;
 //@else
             let at = params.o_at + batch * params.o_batch + head * params.o_head + i * params.o_row;
-            o[at + d * params.o_dim] = Scalar(sum[r] * reciprocal(total[r]) * gate);
+            o[at + d * params.o_dim] = Scalar(whole[r].sum * reciprocal(whole[r].total) * gate);
 //@endif
         }
     }

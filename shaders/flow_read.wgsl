@@ -55,8 +55,7 @@ struct Params {
 
 fn query(t: u32, head: u32, batch: u32, d: vec4<u32>) -> vec4<f32> {
     let at = vec4<u32>(params.q_at + batch * params.q_batch + head * params.q_head + t * params.q_row) + d * params.q_dim;
-    let x = vec4<f32>(f32(q[at.x]), f32(q[at.y]), f32(q[at.z]), f32(q[at.w]));
-    return vec4<f32>(sigmoid(x.x), sigmoid(x.y), sigmoid(x.z), sigmoid(x.w));
+    return sigmoid(vec4<f32>(f32(q[at.x]), f32(q[at.y]), f32(q[at.z]), f32(q[at.w])));
 }
 //@endif
 //@if USES_K
@@ -64,8 +63,7 @@ fn query(t: u32, head: u32, batch: u32, d: vec4<u32>) -> vec4<f32> {
 
 fn key(t: u32, head: u32, batch: u32, d: vec4<u32>) -> vec4<f32> {
     let at = vec4<u32>(params.k_at + batch * params.k_batch + head * params.k_head + t * params.k_row) + d * params.k_dim;
-    let x = vec4<f32>(f32(k[at.x]), f32(k[at.y]), f32(k[at.z]), f32(k[at.w]));
-    return vec4<f32>(sigmoid(x.x), sigmoid(x.y), sigmoid(x.z), sigmoid(x.w));
+    return sigmoid(vec4<f32>(f32(k[at.x]), f32(k[at.y]), f32(k[at.z]), f32(k[at.w])));
 }
 //@endif
 //@if OUTPUT
@@ -162,7 +160,7 @@ fn main(
         scratch[out] = count / max(y, 1e-30);
 //@endif
 //@if ALLOCATE
-        scratch[out] *= sigmoid(params.factor * y / count) / count;
+        scratch[out] *= sigmoid(vec4<f32>(params.factor * y / count)).x / count;
 //@endif
 //@if COMPETE
         scratch[out] = exp(clamp(y / count, -1.0, 1.0));

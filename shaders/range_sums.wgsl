@@ -20,6 +20,7 @@ alias Scalar = f32;
 //@endif
 
 const WORKGROUP: u32 = 64u; //@variant
+const BLOCK: u32 = 64u;
 
 struct Params {
     invocations: u32,
@@ -48,21 +49,15 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<Scalar>; // [batch, heads, len, columns]
 //@endif
 
-fn feature(at: u32) -> f32 {
+fn element(at: u32) -> f32 {
 //@if QUERIES
-    let x = f32(q[at]);
+    return f32(q[at]);
 //@endif
 //@if KEYS
-    let x = f32(k[at]);
+    return f32(k[at]);
 //@endif
-//@if SIGMOID
-    return sigmoid(x);
-//@else
-//@if ROWS
-    return x;
-//@else
+//@if !ROWS
     return 1.0;
-//@endif
 //@endif
 }
 
@@ -93,7 +88,9 @@ fn main(
 //@if WEIGHTED
     var weight_at = params.weights_at + sequence * params.len + first;
 //@endif
+    // Sums of blocks are summed, which keeps rounding small.
     var sum = vec4<f32>();
+    var block = vec4<f32>();
     let count = min(params.range_length, params.len - first);
     for (var t = 0u; t < count; t++) {
         var factor = 1.0;
@@ -105,15 +102,18 @@ fn main(
         factor *= scratch[weight_at];
         weight_at++;
 //@endif
-        let x = vec4<f32>(
-            feature(x_at + rows.x),
-            feature(x_at + rows.y),
-            feature(x_at + rows.z),
-            feature(x_at + rows.w),
-        );
-        sum = fma(x, vec4<f32>(factor), sum);
+        var x = vec4<f32>(element(x_at + rows.x), element(x_at + rows.y), element(x_at + rows.z), element(x_at + rows.w));
+//@if SIGMOID
+        x = sigmoid(x);
+//@endif
+        block = fma(x, vec4<f32>(factor), block);
         x_at += params.x_row;
+        if (t % BLOCK == BLOCK - 1u) {
+            sum += block;
+            block = vec4<f32>();
+        }
     }
+    sum += block;
 
     let at = params.sums_at + (part * params.dim + d) * params.columns + m;
     for (var i = 0u; i < min(4u, params.dim - d); i++) {

@@ -1,4 +1,5 @@
-// The logistic function; an exponential that would overflow is cut.
-fn sigmoid(x: f32) -> f32 {
-    return 1.0 / (1.0 + exp2(min(-1.4426950408889634 * x, 126.0)));
+// The logistic function, with no exponential of a positive number, which might overflow.
+fn sigmoid(x: vec4<f32>) -> vec4<f32> {
+    let t = exp(-abs(x));
+    return select(t, vec4<f32>(1.0), x >= vec4<f32>()) / (1.0 + t);
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx, onnx_linear,
-    relative, streaming, torch,
+    coca, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
+    onnx_linear, relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,

@@ -39,8 +39,8 @@ pub enum BiasTerm {
 /// the logistic function and the score is that of [`BiasTerm`].
 ///
 /// There are no products of queries and keys: a head is a group of channels and nothing else. Causal, `j` goes up to
-/// `i`. A position that sees nothing gives 0. Inputs must be finite, but for a bias that hides, and within 1e37;
-/// arithmetic is f32 whatever the storage.
+/// `i`. A position that sees nothing gives 0. Inputs must be finite, but for a bias that hides, and
+/// they and the scores within 1e37; arithmetic is f32 whatever the storage.
 ///
 /// Source: Zhai et al., An Attention Free Transformer (2021, arXiv:2105.14103).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -171,10 +171,7 @@ pub struct AftFullArgs<'a> {
 
 /// The tensors of a [`PositionBias`].
 #[derive(Debug, Clone)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "a few views, and moved once"
-)]
+#[allow(clippy::large_enum_variant, reason = "a few views, and moved once")]
 pub enum PositionBiasArgs<'a> {
     /// Of [`PositionBias::Matrix`].
     Matrix(View<'a>),

@@ -73,7 +73,10 @@ pub(super) fn outline(op: &AftFull, caps: &Caps, tuning: &Tuning) -> Result<Outl
     let alignment = u64::from(caps.storage_alignment);
     let limit = caps.max_binding_bytes;
     let operands = operands(op);
-    let list: Vec<Operand<3>> = operands.iter().map(|(_, operand)| operand.clone()).collect();
+    let list: Vec<Operand<3>> = operands
+        .iter()
+        .map(|(_, operand)| operand.clone())
+        .collect();
     let mut part = slice::fit(lens, &list, limit, alignment)?;
     let scratch_of = |part: [u64; 3]| match splits {
         1 => 0,
@@ -89,7 +92,9 @@ pub(super) fn outline(op: &AftFull, caps: &Caps, tuning: &Tuning) -> Result<Outl
             None => {
                 return Err(Error::unsupported(
                     format!("{dim} channels in {splits} ranges"),
-                    format!("the partial results of one position do not fit a binding of {limit} bytes"),
+                    format!(
+                        "the partial results of one position do not fit a binding of {limit} bytes"
+                    ),
                     "use more heads of fewer channels",
                 ));
             }
@@ -183,7 +188,10 @@ pub(super) fn outline(op: &AftFull, caps: &Caps, tuning: &Tuning) -> Result<Outl
         }
     }
     let (other, reason) = match schedule {
-        Schedule::Ranges => (Schedule::Rows, format!("{len} positions in {splits} ranges")),
+        Schedule::Ranges => (
+            Schedule::Rows,
+            format!("{len} positions in {splits} ranges"),
+        ),
         _ => (
             Schedule::Ranges,
             "the loop budget allows all positions at once".into(),
@@ -192,7 +200,8 @@ pub(super) fn outline(op: &AftFull, caps: &Caps, tuning: &Tuning) -> Result<Outl
     Ok(Outline {
         op: op.clone().into(),
         schedule,
-        why: "each invocation has a channel, and shares the biases of its positions with others".into(),
+        why: "each invocation has a channel, and shares the biases of its positions with others"
+            .into(),
         rejected: vec![(other, reason)],
         splits,
         steps,

@@ -228,12 +228,20 @@ fn build(op: &FlowAttention, cuts: &Cuts, places: &Places, slice: &mut Slice<'_>
     read(op, slice, &output)
 }
 
+/// Room for so many vectors, in steps that keep variants few.
+fn room(units: u64) -> u32 {
+    [1, 4, 16]
+        .into_iter()
+        .find(|&room| units <= room.into())
+        .unwrap_or(64)
+}
+
 fn read(op: &FlowAttention, slice: &mut Slice<'_>, read: &Read) -> Result<()> {
     let units = read.dim.div_ceil(4);
     let variant = Variant {
         role: read.role,
         causal: op.causal,
-        units: small(units.next_power_of_two()),
+        units: room(units),
         f16: op.q.dtype == DType::F16 && read.role != Role::Share,
     };
     let Cut { length, ranges } = read.cut;

@@ -37,7 +37,11 @@ pub fn aft_full(a: &AftFullInputs<'_>) -> Vec<f64> {
                 };
                 let scores: Vec<f64> = (0..end).map(score).collect();
                 let weights = super::softmax(&scores, &[end], 0, 1.0, false);
-                let sum: f64 = weights.iter().enumerate().map(|(j, w)| w * a.v[at(j)]).sum();
+                let sum: f64 = weights
+                    .iter()
+                    .enumerate()
+                    .map(|(j, w)| w * a.v[at(j)])
+                    .sum();
                 o.push(sum / (1.0 + (-a.q[at(i)]).exp()));
             }
         }

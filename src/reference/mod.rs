@@ -2,9 +2,9 @@
 
 mod aft_full;
 mod attention;
-mod linear_attention;
 mod flow_attention;
 mod hrr_attention;
+mod linear_attention;
 mod merge;
 pub mod presets;
 mod rotary;
@@ -13,11 +13,11 @@ mod weights;
 
 pub use aft_full::{AftFullInputs, aft_full};
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
+pub use flow_attention::{FlowAttentionInputs, flow_attention};
+pub use hrr_attention::{HrrAttentionInputs, hrr_attention};
 pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
-pub use flow_attention::{FlowAttentionInputs, flow_attention};
-pub use hrr_attention::{HrrAttentionInputs, hrr_attention};
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
 pub use softmax::softmax;
