@@ -139,7 +139,10 @@ fn iterations(step: &Step) -> u64 {
 }
 
 fn keeps_the_limits(outline: &Outline, caps: &Caps) {
+    assert!(outline.scratch_bytes <= caps.max_buffer_bytes);
     for step in &outline.steps {
+        let side = caps.max_workgroups;
+        assert!(step.grid.iter().all(|&n| (1..=side).contains(&n)));
         assert!(step.kernel.supports(caps).is_ok(), "{:?}", step.kernel);
         let loops = iterations(step);
         assert!(loops <= caps.loop_budget.into(), "{loops}: {step:?}");
@@ -674,6 +677,57 @@ fn errors_name_what_is_wrong() {
     let op = hrr(DType::F32, [1, 1, 40, 200], Lie::Contiguous);
     let text = refusal(op, &small, &Tuning::default());
     assert!(text.contains("scratch"), "{text}");
+}
+
+#[test]
+fn plans_keep_the_limits_or_say_why_not() {
+    let (mut planned, mut refused) = (0, 0);
+    let mut seeds = noise(11, 1 << 16).into_iter();
+    let mut pick = |most: u64| {
+        let x = seeds.next().expect("enough noise").abs();
+        (f64::from(x) * 1e6) as u64 % most
+    };
+    for _ in 0..400 {
+        let caps = Caps {
+            max_binding_bytes: 4 << (8 + pick(18)),
+            loop_budget: 1 << (5 + pick(12)),
+            max_workgroups: 65_535 >> pick(3),
+            software: pick(2) == 0,
+            ..Caps::minimum()
+        };
+        let scale = pick(21);
+        let seq = 1 + pick(1 << scale);
+        let shape = [1 + pick(4), 1 + pick(5), seq, 1 + pick(256)];
+        let tuning = match pick(4) {
+            0 => splits(1 + pick(40) as u32),
+            _ => Tuning::default(),
+        };
+        for op in forms(DType::F32, shape) {
+            let outline = match Outline::new(&op, &caps, &tuning) {
+                Ok(outline) => outline,
+                Err(Error::Unsupported { .. }) => {
+                    refused += 1;
+                    continue;
+                }
+                Err(error) => panic!("{error}: {op:?}"),
+            };
+            planned += 1;
+            keeps_the_limits(&outline, &caps);
+            for (slot, layout) in op.tensors() {
+                let steps = outline.steps.iter();
+                let bound = steps
+                    .flat_map(|step| &step.ranges)
+                    .filter(|r| r.slot == slot);
+                let end = bound.map(|range| range.offset + range.size).max();
+                // Factors may have more positions than there are tokens.
+                assert!(
+                    end >= Some(layout.end_bytes()) || slot == Slot::BiasColumns,
+                    "{slot:?} of {op:?}"
+                );
+            }
+        }
+    }
+    assert!(planned > 200 && refused > 50, "{planned} and {refused}");
 }
 
 #[test]

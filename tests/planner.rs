@@ -276,6 +276,9 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         }
         Op::Softmax(op) => (op.x.elements() / op.x.shape[op.axis], 2),
         Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => (0, 0),
+        Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
+            return Err("tests/forms.rs has the tests of this op".into());
+        }
     };
     // A second pass, for functions on weights, has partial results of its own where keys are split.
     let split = outline.splits > 1;
@@ -316,6 +319,8 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::Attention(_) => 4,
         Op::Softmax(_) => 2,
         Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => 1,
+        Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
+        Op::AftFull(_) => 2,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Invocations that keep a device busy.
-const WANTED_INVOCATIONS: u64 = 1 << 14;
+const WANTED_INVOCATIONS: u64 = 1 << 16;
 /// The same on a software device.
 const WANTED_SOFTWARE_INVOCATIONS: u64 = 1 << 9;
 /// Tokens that are worth a range.
