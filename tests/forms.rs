@@ -327,7 +327,7 @@ fn hrr_masks() {
                 |_, _| false,
                 |_: usize, t: usize| t == 10,
                 |_, t| t < 4,
-                |b: usize, t: usize| b == 1 && t % 2 == 0,
+                |b: usize, t: usize| b == 1 && t.is_multiple_of(2),
             ] {
                 let own = |n: usize| if repeated { 1 } else { n / 11 };
                 let mask = (0..33).map(|n| f32::from(u8::from(seen(own(n), n % 11))));
