@@ -10,14 +10,16 @@ use std::{
 };
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap, Guard, Layout, LinearAttention,
-    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Scan, ScanRule, Schedule, Scores, ShortConv,
+    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap,
+    FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights, Merge, Mod,
+    Normaliser, Op, PositionBias, Reach, Real, Rotary, Scan, ScanRule, Schedule, Scores, ShortConv,
     Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
-        Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
+        Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        linear_attention_join, linear_attention_quadratic, loop_count, rotary, scan, short_conv_state,
+        flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic, loop_count,
+        range_join, range_sums, rotary, scan, short_conv_state,
     },
     plan::Outline,
 };
@@ -784,6 +786,45 @@ fn scan_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Holographic reduced representations of every size of a row, flow attention both ways, and all kinds of bias of the
+/// attention-free transformer, whole and split.
+fn form_ops(into: &mut BTreeSet<Kernel>) {
+    for half in [false, true] {
+        for dim in [1, 3, 16, 40, 64, 100, 130, 256] {
+            let x = Layout::new(float(half), [2, 3, 9, dim]);
+            let op = HrrAttention::new(x.clone(), x.clone(), x.clone());
+            let masked = op.clone().mask(Layout::new(DType::Bool, [2, 9]));
+            let flow = FlowAttention::new(x.clone(), x.clone(), x);
+            plan(op, &caps(8), &Tuning::default(), into);
+            plan(masked, &caps(8), &Tuning::default(), into);
+            plan(flow.clone(), &caps(8), &Tuning::default(), into);
+            plan(flow.causal(), &caps(8), &Tuning::default(), into);
+        }
+        for bits in 0..32 {
+            let x = Layout::new(float(half), [2, 3, 19, 5]);
+            let bias = |shape: [u64; 2]| Layout::new(float(half && bits & 1 != 0), shape);
+            let bias = if bits & 2 != 0 {
+                PositionBias::Factors {
+                    rows: bias([19, 2]),
+                    columns: bias([19, 2]),
+                }
+            } else {
+                PositionBias::Matrix(bias([19, 19]))
+            };
+            let mut op = AftFull::new(x.clone(), x.clone(), x, bias);
+            op.causal = bits & 4 != 0;
+            if bits & 8 != 0 {
+                op.term = BiasTerm::Multiply;
+            }
+            let tuning = Tuning {
+                splits: Some(if bits & 16 != 0 { 2 } else { 1 }),
+                ..Tuning::default()
+            };
+            plan(op, &caps(8), &tuning, into);
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     linear_quadratic_ops(&mut set);
@@ -799,6 +840,7 @@ fn kernels() -> Vec<Kernel> {
     linear_walk_ops(&mut set);
     short_conv_ops(&mut set);
     scan_ops(&mut set);
+    form_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -1101,6 +1143,22 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             (scan::WORKGROUP, 0)
         }
         Kernel::ScanScores(_) => (scan::WORKGROUP, 0),
+        Kernel::RangeSums(_) => (range_sums::WORKGROUP, 0),
+        Kernel::RangeJoin(_) => (range_join::WORKGROUP, 0),
+        Kernel::FlowRead(variant) => {
+            eq("UNITS", module.constant("UNITS"), variant.units)?;
+            (flow_read::WORKGROUP, 0)
+        }
+        Kernel::HrrAttention(variant) => {
+            if let hrr_attention::Role::Score { lanes, .. } = variant.role {
+                eq("LANES", module.constant("LANES"), lanes)?;
+            }
+            (hrr_attention::WORKGROUP, variant.workgroup_bytes())
+        }
+        Kernel::AftFull(_) => {
+            eq("ROWS", module.constant("ROWS"), aft_full::ROWS)?;
+            (aft_full::WORKGROUP, aft_full::WORKGROUP_BYTES)
+        }
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(

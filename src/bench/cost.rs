@@ -67,8 +67,10 @@ impl std::ops::Add for Cost {
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
-/// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
-/// the state for each update and each query, a convolution 2 per tap of an element, a scan 1 to 7 per element.
+/// per element of its parts, rotary embedding 3 per element that it turns, linear attention and the
+/// forms like it 2 per element of the state for each update and each query, a convolution 2 per tap of
+/// an element, a scan 1 to 7 per element, the attention-free transformer 5 per channel of each pair of
+/// positions.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -93,6 +95,17 @@ pub fn cost(op: &Op) -> Cost {
             2.0 * x.elements() as f64 * weight.shape.last().map_or(0, |&taps| taps) as f64
         }
         Op::Scan(op) => scan_operations(op),
+        Op::HrrAttention(op) => 4.0 * dims(&op.q)[3] as f64 * op.o.elements() as f64,
+        Op::FlowAttention(op) => {
+            let [batch, heads, q_len, key_dim] = dims(&op.q);
+            let [_, _, kv_len, value_dim] = dims(&op.v);
+            (2 * key_dim * value_dim * batch * heads * (q_len + kv_len)) as f64
+        }
+        Op::AftFull(op) => {
+            let seq = dims(&op.q)[2] as f64;
+            let seen = if op.causal { (seq + 1.0) / 2.0 } else { seq };
+            5.0 * seen * op.o.elements() as f64
+        }
     };
     Cost {
         operations,

@@ -539,6 +539,9 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
                 .find(|(slot, _)| op.is_output(*slot));
             first.unwrap_or((Slot::V, scan.input()))
         }
+        Op::HrrAttention(op) => (Slot::O, &op.o),
+        Op::FlowAttention(op) => (Slot::O, &op.o),
+        Op::AftFull(op) => (Slot::O, &op.o),
     }
 }
 

@@ -11,6 +11,7 @@ mod conv;
 mod davit;
 mod fla;
 mod flex;
+mod forms;
 mod gates;
 mod halonet;
 mod hilo;

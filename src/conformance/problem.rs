@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, conv, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx,
+    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
     onnx_linear, relative, scan, streaming, torch,
 };
 use crate::{
@@ -493,6 +493,9 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "fla_abc" => scan::bounded_memory(&mut reader),
         "aaren" => scan::aaren(&mut reader),
         "fast_transformers" if case.op.starts_with("aft_simple") => scan::aft_simple(&mut reader),
+        "hrrformer" => forms::hrr(&mut reader),
+        "flowformer" => forms::flow(&mut reader),
+        "fast_transformers" if case.op == "aft_full" => forms::aft_full(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

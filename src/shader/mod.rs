@@ -129,6 +129,7 @@ const SHARED: &[(&str, &str)] = &[
         "online_softmax",
         include_str!("../../shaders/shared/online_softmax.wgsl"),
     ),
+    ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
     (
         "softmax_rows",
         include_str!("../../shaders/shared/softmax_rows.wgsl"),

@@ -145,6 +145,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         | Op::Weights(_)
         | Op::LinearAttention(_)
         | Op::ShortConv(_) => {}
+        Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -233,6 +234,21 @@ pub fn bucket(op: &Op) -> String {
                 log2(sizes.seq)
             )
         }
+        Op::HrrAttention(op) => format!(
+            "hrr attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::FlowAttention(op) => format!(
+            "flow attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::AftFull(op) => format!(
+            "aft full {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
         Op::Attention(op) => attention_bucket(op),
     }
 }
