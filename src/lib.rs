@@ -127,10 +127,11 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
-    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, Denominator, FeatureMap, Guard,
-    LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer,
-    Normaliser, Op, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule, Scores, ShortConv, ShortConvArgs, Similarity, Softmax,
-    SoftmaxArgs, Stage, Statistic, UpdateRule, Weights, Window, rotary_tables,
+    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, Denominator,
+    FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
+    Mod, ModBuffer, Normaliser, Op, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
+    Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,
+    UpdateRule, Weights, Window, rotary_tables,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

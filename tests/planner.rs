@@ -279,6 +279,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::Rotary(_)
         | Op::Weights(_)
         | Op::LinearAttention(_)
+        | Op::Scan(_)
         | Op::ShortConv(_) => (0, 0),
     };
     // A second pass, for functions on weights, has partial results of its own where keys are split.
@@ -318,7 +319,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
     // Each schedule of the op is chosen or rejected.
     let all = match outline.op {
         Op::Attention(_) => 4,
-        Op::Softmax(_) => 2,
+        Op::Softmax(_) | Op::Scan(_) => 2,
         // Subgroup broadcast, where it does not pay.
         Op::LinearAttention(_) => outline.rejected.len() + 1,
         Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => 1,

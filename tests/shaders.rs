@@ -10,14 +10,16 @@ use std::{
 };
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap, Guard, Layout, LinearAttention,
-    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Scan, ScanRule, Schedule, Scores, ShortConv,
-    Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
+    Attention, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap, Guard, Layout,
+    LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Scan,
+    ScanRule, Schedule, Scores, ShortConv, Similarity, Softmax, Stage, Statistic, Tuning,
+    UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        linear_attention_join, linear_attention_quadratic, loop_count, rotary, scan, short_conv_state,
+        linear_attention_join, linear_attention_quadratic, loop_count, rotary, scan,
+        short_conv_state,
     },
     plan::Outline,
 };

@@ -16,11 +16,11 @@ pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod loop_count;
 pub mod rotary;
-pub mod short_conv;
-pub mod short_conv_state;
 pub mod scan;
 pub mod scan_join;
 pub mod scan_scores;
+pub mod short_conv;
+pub mod short_conv_state;
 pub mod softmax;
 
 mod attention;

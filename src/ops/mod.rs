@@ -6,8 +6,8 @@ mod merge;
 mod modification;
 pub mod presets;
 mod rotary;
-mod short_conv;
 mod scan;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -20,9 +20,9 @@ pub use linear_attention::{
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
-pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub(crate) use scan::ScanStrides;
 pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
+pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
 

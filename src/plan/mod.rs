@@ -6,8 +6,8 @@ mod choose;
 mod linear_attention;
 mod merge;
 mod rotary;
-mod short_conv;
 mod scan;
+mod short_conv;
 mod slice;
 mod softmax;
 

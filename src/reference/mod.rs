@@ -5,8 +5,8 @@ mod linear_attention;
 mod merge;
 pub mod presets;
 mod rotary;
-mod short_conv;
 mod scan;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -16,8 +16,8 @@ pub use linear_attention::{
 };
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
-pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use scan::{ScanInputs, ScanOutputs, scan};
+pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};
 
