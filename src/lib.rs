@@ -127,14 +127,14 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
-    AftFull, AftFullArgs, BiasTerm, FlowAttention, FlowAttentionArgs, HrrAttention,
-    HrrAttentionArgs, PositionBias, PositionBiasArgs,
+    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard,
+    LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer,
+    Normaliser, Op, Reach, Real, Rotary, RotaryArgs, ShortConv, ShortConvArgs, Similarity, Softmax,
+    SoftmaxArgs, Stage, Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use ops::{
-    Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard, LinearAttention,
-    LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer, Normaliser, Op,
-    Reach, Real, Rotary, RotaryArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,
-    UpdateRule, Weights, Window, rotary_tables,
+    AftFull, AftFullArgs, BiasTerm, FlowAttention, FlowAttentionArgs, HrrAttention,
+    HrrAttentionArgs, PositionBias, PositionBiasArgs,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

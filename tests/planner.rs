@@ -275,10 +275,14 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
             (b * h * m, op.v.shape[3] + 2)
         }
         Op::Softmax(op) => (op.x.elements() / op.x.shape[op.axis], 2),
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => (0, 0),
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
             return Err("tests/forms.rs has the tests of this op".into());
         }
+        Op::Merge(_)
+        | Op::Rotary(_)
+        | Op::Weights(_)
+        | Op::LinearAttention(_)
+        | Op::ShortConv(_) => (0, 0),
     };
     // A second pass, for functions on weights, has partial results of its own where keys are split.
     let split = outline.splits > 1;
@@ -318,9 +322,11 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
     let all = match outline.op {
         Op::Attention(_) => 4,
         Op::Softmax(_) => 2,
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => 1,
         Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
         Op::AftFull(_) => 2,
+        // Subgroup broadcast, where it does not pay.
+        Op::LinearAttention(_) => outline.rejected.len() + 1,
+        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -1,7 +1,7 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
 use crate::{
-    Attention, Layout, LinearAttention, Merge, Op, Rotary, Softmax,
+    Attention, Layout, LinearAttention, Merge, Op, Rotary, ShortConv, Softmax,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -69,7 +69,7 @@ impl std::ops::Add for Cost {
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
 /// per element of its parts, rotary embedding 3 per element that it turns, linear attention and the
 /// forms like it 2 per element of the state for each update and each query, the attention-free transformer 5 per
-/// channel of each pair of positions.
+/// channel of each pair of positions, a convolution 2 per tap of an element.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -100,6 +100,9 @@ pub fn cost(op: &Op) -> Cost {
             let seq = dims(&op.q)[2] as f64;
             let seen = if op.causal { (seq + 1.0) / 2.0 } else { seq };
             5.0 * seen * op.o.elements() as f64
+        }
+        Op::ShortConv(ShortConv { x, weight, .. }) => {
+            2.0 * x.elements() as f64 * weight.shape.last().map_or(0, |&taps| taps) as f64
         }
     };
     Cost {

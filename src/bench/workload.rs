@@ -534,6 +534,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::HrrAttention(op) => (Slot::O, &op.o),
         Op::FlowAttention(op) => (Slot::O, &op.o),
         Op::AftFull(op) => (Slot::O, &op.o),
+        Op::ShortConv(op) => (Slot::Y, &op.y),
     }
 }
 

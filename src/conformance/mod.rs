@@ -7,6 +7,7 @@
 mod case;
 mod coca;
 mod compare;
+mod conv;
 mod davit;
 mod fla;
 mod flex;

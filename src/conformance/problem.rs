@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
+    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
     onnx_linear, relative, streaming, torch,
 };
 use crate::{
@@ -490,6 +490,8 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "hrrformer" => forms::hrr(&mut reader),
         "flowformer" => forms::flow(&mut reader),
         "fast_transformers" if case.op == "aft_full" => forms::aft_full(&mut reader),
+        "onnx_causal_conv" => conv::causal(&mut reader, half),
+        "light_dynamic_conv" => conv::light_or_dynamic(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

@@ -21,6 +21,8 @@ pub mod loop_count;
 pub mod range_join;
 pub mod range_sums;
 pub mod rotary;
+pub mod short_conv;
+pub mod short_conv_state;
 pub mod softmax;
 
 mod attention;
@@ -148,6 +150,8 @@ registry! {
     flow_read: FlowRead,
     hrr_attention: HrrAttention,
     aft_full: AftFull,
+    short_conv: ShortConv,
+    short_conv_state: ShortConvState,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -10,6 +10,7 @@ mod merge;
 mod modification;
 pub mod presets;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -25,6 +26,7 @@ pub use linear_attention::{
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
+pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
 
@@ -58,6 +60,8 @@ pub enum Op {
     FlowAttention(FlowAttention),
     /// The attention-free transformer.
     AftFull(AftFull),
+    /// Short depthwise convolution along the sequence.
+    ShortConv(ShortConv),
 }
 
 impl Op {
@@ -76,6 +80,7 @@ impl Op {
             Self::HrrAttention(op) => op.check(),
             Self::FlowAttention(op) => op.check(),
             Self::AftFull(op) => op.check(),
+            Self::ShortConv(op) => op.check(),
         }
     }
 
@@ -91,6 +96,7 @@ impl Op {
             Self::HrrAttention(op) => op.tensors(),
             Self::FlowAttention(op) => op.tensors(),
             Self::AftFull(op) => op.tensors(),
+            Self::ShortConv(op) => op.tensors(),
         }
     }
 
@@ -154,11 +160,17 @@ impl From<AftFull> for Op {
     }
 }
 
+impl From<ShortConv> for Op {
+    fn from(op: ShortConv) -> Self {
+        Self::ShortConv(op)
+    }
+}
+
 /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// Input of softmax and rotary embedding.
+    /// Input of softmax, rotary embedding and convolution.
     X,
     /// Their output.
     Y,
@@ -174,7 +186,7 @@ pub enum Slot {
     Lse,
     /// Boolean mask.
     Mask,
-    /// Additive bias.
+    /// Additive bias, of attention's scores or of a convolution.
     Bias,
     /// Valid keys of each batch entry.
     KvLen,
@@ -244,13 +256,15 @@ pub enum Slot {
     BiasRows,
     /// Factors of a position bias, of the other position.
     BiasColumns,
+    /// Weights of a convolution.
+    Weight,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -294,6 +308,7 @@ impl Slot {
         Self::LocalK,
         Self::BiasRows,
         Self::BiasColumns,
+        Self::Weight,
         Self::Scratch,
     ];
 
@@ -346,6 +361,7 @@ impl Slot {
             Self::LocalK => "local_k",
             Self::BiasRows => "bias_rows",
             Self::BiasColumns => "bias_columns",
+            Self::Weight => "weight",
             Self::Scratch => "scratch",
         }
     }

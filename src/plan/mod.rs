@@ -10,6 +10,7 @@ mod linear_attention;
 mod merge;
 mod ranges;
 mod rotary;
+mod short_conv;
 mod slice;
 mod softmax;
 
@@ -37,7 +38,7 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging, rotary embedding and weights: whole rows in one dispatch, as far as they go.
+    /// Softmax, merging, rotary embedding, convolution and weights: whole rows in one dispatch, as far as they go.
     Rows,
     /// Softmax: ranges of rows, in two dispatches. Linear-time forms: ranges of tokens, whose sums are joined.
     /// The attention-free transformer: ranges of positions, merged.
@@ -176,7 +177,7 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => &[Schedule::Rows],
             Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::HrrAttention(_) | Op::FlowAttention(_) => &[Schedule::Ranges],
             Op::AftFull(_) => &[Schedule::Rows, Schedule::Ranges],
@@ -207,6 +208,7 @@ impl Outline {
             Op::HrrAttention(op) => hrr_attention::outline(op, caps, tuning)?,
             Op::FlowAttention(op) => flow_attention::outline(op, caps, tuning)?,
             Op::AftFull(op) => aft_full::outline(op, caps, tuning)?,
+            Op::ShortConv(op) => short_conv::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -8,6 +8,7 @@ mod linear_attention;
 mod merge;
 pub mod presets;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -20,6 +21,7 @@ pub use linear_attention::{
 };
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
+pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};
 

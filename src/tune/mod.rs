@@ -140,7 +140,11 @@ fn tunings(op: &Op) -> Vec<Tuning> {
             }));
         }
         // They have one way.
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => {}
+        Op::Merge(_)
+        | Op::Rotary(_)
+        | Op::Weights(_)
+        | Op::LinearAttention(_)
+        | Op::ShortConv(_) => {}
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
@@ -224,6 +228,12 @@ pub fn bucket(op: &Op) -> String {
             "aft full {} of 2^{} elements",
             op.q.dtype,
             log2(op.o.elements())
+        ),
+        Op::ShortConv(op) => format!(
+            "short conv {} of 2^{} elements, {} taps",
+            op.x.dtype,
+            log2(op.x.elements()),
+            op.taps()
         ),
         Op::Attention(op) => attention_bucket(op),
     }
