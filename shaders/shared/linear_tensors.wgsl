@@ -69,6 +69,7 @@ const WIDTH: u32 = 1u;
 
 struct Params {
     tasks: u32,
+    each: u32,              // tasks of a workgroup, for one token
     blocks: u32,            // of value columns
     heads: u32,             // of the output; of the state where there is no output
     segments: u32,

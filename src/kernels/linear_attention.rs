@@ -230,6 +230,16 @@ impl Variant {
         }
     }
 
+    /// Whether one number per segment says what it multiplies a state with.
+    fn scalar_product(&self) -> bool {
+        self.give == Give::Scratch { products: true } && self.fading.is_scalar()
+    }
+
+    /// Whether columns of the state are multiplied, rows apart.
+    fn fades(&self) -> bool {
+        self.fading.is_scalar() || self.fading == Fading::Value || self.safe
+    }
+
     fn storage_buffers(&self) -> u32 {
         let initial = self.take == Take::Initial;
         let (given, given_sum) = match self.give {
@@ -269,8 +279,9 @@ impl Variant {
     }
 }
 
-impl super::Variant for Variant {
-    fn constants(&self) -> Constants {
+impl Variant {
+    /// The constants of `shaders/shared/linear_tensors.wgsl` and of the kernels' common terms.
+    pub(super) fn terms(&self) -> Constants {
         let (strength, delta_reads) = match self.rule {
             Rule::Delta { strength, read } => (strength, read),
             _ => (Strength::One, false),
@@ -295,11 +306,8 @@ impl super::Variant for Variant {
         vec![
             ("LANES", self.lanes),
             ("BROADCAST", self.broadcast.into()),
-            ("TOKENS", self.tokens),
-            ("COLS", self.columns),
             ("K4", self.k4),
             ("PARTS", 1 + u32::from(self.cosine)),
-            ("TENSORS", next),
             ("ROW_Q", row_q),
             ("ROW_K", row_k),
             ("ROW_READ", row_read),
@@ -315,18 +323,11 @@ impl super::Variant for Variant {
             ("FEATURE_Q", self.feature_q.code()),
             ("FEATURE_K", self.feature_k.code()),
             ("Q_TOP", self.q_below_top.into()),
-            ("Q_SUM", self.softmax_q.into()),
             ("K_TOP", (self.softmax_k || self.safe).into()),
-            ("K_SUM", self.softmax_k.into()),
-            ("SAFE", self.safe.into()),
             ("DECAY_HEAD", (self.fading == Fading::Head).into()),
             ("DECAY_TOKEN", (self.fading == Fading::Token).into()),
             ("DECAY_KEY", (self.fading == Fading::Key).into()),
             ("DECAY_VALUE", (self.fading == Fading::Value).into()),
-            (
-                "FADES",
-                (self.fading.is_scalar() || self.fading == Fading::Value || self.safe).into(),
-            ),
             ("BETA", (strength == Strength::Update).into()),
             ("BETA_VALUE", (strength == Strength::Value).into()),
             ("READ", (delta_reads || low_rank).into()),
@@ -360,12 +361,28 @@ impl super::Variant for Variant {
                 (given_sum || in_place && normalised).into(),
             ),
             ("PRODUCTS", products.into()),
-            ("SCALAR_DECAY", (products && self.fading.is_scalar()).into()),
             (
                 "SCRATCH",
                 (self.take == Take::Scratch || matches!(self.give, Give::Scratch { .. })).into(),
             ),
         ]
+    }
+}
+
+impl super::Variant for Variant {
+    fn constants(&self) -> Constants {
+        let mut constants = self.terms();
+        constants.extend([
+            ("TOKENS", self.tokens),
+            ("COLS", self.columns),
+            ("TENSORS", self.row_tensors()),
+            ("Q_SUM", self.softmax_q.into()),
+            ("K_SUM", self.softmax_k.into()),
+            ("FADES", self.fades().into()),
+            ("SAFE", self.safe.into()),
+            ("SCALAR_DECAY", self.scalar_product().into()),
+        ]);
+        constants
     }
 
     fn supports(&self, caps: &Caps) -> Result<(), String> {
@@ -402,7 +419,7 @@ impl super::Variant for Variant {
 params! {
     /// Parameters of the walk.
     Params {
-        tasks: u32, blocks: u32, heads: u32, segments: u32, sequences: u32, segment_tokens: u32,
+        tasks: u32, each: u32, blocks: u32, heads: u32, segments: u32, sequences: u32, segment_tokens: u32,
         token_start: u32, token_end: u32, tokens: u32, updates: u32, key_dim: u32, value_dim: u32,
         group: u32, q_share: u32, k_share: u32, slot_heads: u32, slot_group: u32, slots: u32,
         slot_first: u32, slot_step: u32, giving: u32, slot_size: u32, sums_at: u32, products_at: u32,

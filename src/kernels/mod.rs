@@ -17,6 +17,7 @@ pub mod hrr_attention;
 pub mod linear_attention;
 pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
+pub mod linear_attention_step;
 pub mod loop_count;
 pub mod range_join;
 pub mod range_sums;
@@ -145,6 +146,7 @@ registry! {
     attention_mass: AttentionMass,
     linear_attention: LinearAttention,
     linear_attention_join: LinearAttentionJoin,
+    linear_attention_step: LinearAttentionStep,
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
     rotary: Rotary,

@@ -11,7 +11,7 @@ use crate::{
     kernels::{
         Feature, Variant as _,
         linear_attention::{Divisor, Fading, Give, Params, Rule, Strength, Take, Variant},
-        linear_attention_join as join,
+        linear_attention_join as join, linear_attention_step as step,
     },
     ops::{Decay, FeatureMap, Guard, LinearAttention, Reach, Similarity, Slot, UpdateRule, dims},
     tensor::{DType, Layout},
@@ -31,6 +31,8 @@ const LANES: u32 = 64;
 const MIN_SEGMENT: u64 = 256;
 /// Workgroups that keep a software device busy.
 const SOFTWARE_WORKGROUPS: u64 = 2;
+/// Workgroups for one token, where there are so many heads: small ones cost more to launch than to run.
+const STEP_WORKGROUPS: u64 = 256;
 /// The largest of no keys.
 const LOWEST: f32 = -3e38;
 
@@ -298,6 +300,7 @@ impl<'a> Walk<'a> {
             segments,
             steps: Vec::new(),
             scratch_bytes: 0,
+            one_token: false,
         };
         match op.reach {
             Reach::All => plan.all()?,
@@ -441,6 +444,8 @@ struct Plan<'a, 'b> {
     segments: u64,
     steps: Vec<Step>,
     scratch_bytes: u64,
+    /// Whether the walk is one token long.
+    one_token: bool,
 }
 
 impl Plan<'_, '_> {
@@ -503,6 +508,14 @@ impl Plan<'_, '_> {
         let direct = walk.variant(Pass::Both, self.take(), self.give());
         let group = walk.heads[3] / walk.heads[2];
         let blocks = walk.value_dim.div_ceil(direct.width().into());
+        let one = step::Variant(direct);
+        if tokens * op.updates_per_token == 1
+            && group == 1
+            && direct.broadcast
+            && one.supports(walk.caps).is_ok()
+        {
+            return self.one_token(direct);
+        }
         // Workgroups that share a state must not overwrite it while others may still read it.
         let shared = op.in_place && (group > 1 || direct.divisor.is_some() && blocks > 1);
         if !shared && walk.supported(&direct).is_ok() {
@@ -526,6 +539,16 @@ impl Plan<'_, '_> {
                 self.walk_step(Pass::Both, variant, &slice, [each, 1], tokens)?;
             }
             self.end(&piece, 0)?;
+        }
+        Ok(())
+    }
+
+    /// One token: each subgroup takes the states of some heads, one after the other.
+    fn one_token(&mut self, variant: Variant) -> Result<()> {
+        self.one_token = true;
+        let (boxes, _) = self.boxes(&[(Pass::Both, variant)], 1, 1)?;
+        for piece in boxes {
+            self.walk_step(Pass::Both, variant, &piece, [1, 1], 1)?;
         }
         Ok(())
     }
@@ -850,13 +873,25 @@ impl Plan<'_, '_> {
         let walks = sequences + u64::from(packed && variant.output);
         let heads_there = if variant.output { o_heads } else { state_heads };
         let heads = heads_there / walk.units * piece.len[UNIT];
-        let blocks = walk.value_dim.div_ceil(variant.width().into());
+        let blocks = if self.one_token {
+            1
+        } else {
+            walk.value_dim.div_ceil(variant.width().into())
+        };
         let tasks = walks * count * heads * blocks;
+        let each = if self.one_token {
+            let columns = walk.value_dim.div_ceil(4);
+            let most = u64::from(walk.caps.loop_budget).saturating_sub(2) / (columns + 2);
+            tasks.div_ceil(STEP_WORKGROUPS).min(most).max(1)
+        } else {
+            1
+        };
         let group = heads_there / state_heads;
         let scratch_gives = matches!(variant.give, Give::Scratch { .. });
         let in_segments = slots.each > 1 && !(pass == Pass::Output && op.reach == Reach::All);
         let mut params = Params {
             tasks: small(tasks),
+            each: small(each),
             blocks: small(blocks),
             heads: small(heads),
             segments: small(count),
@@ -931,10 +966,14 @@ impl Plan<'_, '_> {
             p.initial_sum_at = p.final_sum_at;
         }
         self.steps.push(Step {
-            kernel: variant.into(),
+            kernel: if self.one_token {
+                step::Variant(variant).into()
+            } else {
+                variant.into()
+            },
             ranges,
             params: params.bytes(),
-            grid: grid(tasks, walk.caps)?,
+            grid: grid(tasks.div_ceil(each), walk.caps)?,
         });
         Ok(())
     }
