@@ -82,7 +82,7 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
 //! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
@@ -127,10 +127,15 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
-    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard,
-    LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer,
-    Normaliser, Op, Reach, Real, Rotary, RotaryArgs, ShortConv, ShortConvArgs, Similarity, Softmax,
-    SoftmaxArgs, Stage, Statistic, UpdateRule, Weights, Window, rotary_tables,
+    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, Denominator,
+    FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
+    Mod, ModBuffer, Normaliser, Op, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
+    Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,
+    UpdateRule, Weights, Window, rotary_tables,
+};
+pub use ops::{
+    AftFull, AftFullArgs, BiasTerm, FlowAttention, FlowAttentionArgs, HrrAttention,
+    HrrAttentionArgs, PositionBias, PositionBiasArgs,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

@@ -280,6 +280,10 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::Weights(_)
         | Op::LinearAttention(_)
         | Op::ShortConv(_) => (0, 0),
+        Op::Scan(_) => return Err("tests/scan.rs has the tests of this op".into()),
+        Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
+            return Err("tests/forms.rs has the tests of this op".into());
+        }
     };
     // A second pass, for functions on weights, has partial results of its own where keys are split.
     let split = outline.splits > 1;
@@ -318,10 +322,12 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
     // Each schedule of the op is chosen or rejected.
     let all = match outline.op {
         Op::Attention(_) => 4,
-        Op::Softmax(_) => 2,
+        Op::Softmax(_) | Op::Scan(_) => 2,
         // Subgroup broadcast, where it does not pay.
         Op::LinearAttention(_) => outline.rejected.len() + 1,
         Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => 1,
+        Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
+        Op::AftFull(_) => 2,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -10,14 +10,16 @@ use std::{
 };
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, DType, Decay, FeatureMap, Guard, Layout, LinearAttention,
-    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Schedule, ShortConv,
+    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap,
+    FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights, Merge, Mod,
+    Normaliser, Op, PositionBias, Reach, Real, Rotary, Scan, ScanRule, Schedule, Scores, ShortConv,
     Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
-        Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
+        Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        linear_attention_join, linear_attention_quadratic, loop_count, rotary, short_conv_state,
+        flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic, loop_count,
+        range_join, range_sums, rotary, scan, short_conv_state,
     },
     plan::Outline,
 };
@@ -713,6 +715,116 @@ fn short_conv_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Every rule and where its scores come from, with states, gates and what else it may have, whole and in segments.
+fn scan_ops(into: &mut BTreeSet<Kernel>) {
+    let caps = Caps {
+        max_storage_buffers: 12,
+        ..caps(8)
+    };
+    for bits in 0..64 {
+        let has = |bit: u32| bits & (1 << bit) != 0;
+        let dtype = float(has(0));
+        let channels = if has(1) { 8 } else { 5 };
+        let packed = has(2);
+        let batch = if packed { 1 } else { 2 };
+        let x = Layout::new(dtype, [batch, 3, 70, channels]);
+        let per_head = Layout::new(dtype, [batch, 3, 70]);
+        let query = Scores::Query {
+            q: Layout::new(dtype, [3, channels]),
+            k: x.clone(),
+            scale: None,
+        };
+        let g = Layout::new(float(has(0) && has(3)), x.shape.clone());
+        let mut log_sum_exp = Scan::log_sum_exp(x.clone());
+        if has(3) {
+            log_sum_exp = log_sum_exp.with_weights();
+        }
+        if let ScanRule::LogSumExp { log_decay, .. } = &mut log_sum_exp.rule
+            && has(4)
+        {
+            *log_decay = Some(Layout::f32(x.shape.clone()));
+        }
+        let mut list = vec![
+            Scan::sum(x.clone()),
+            Scan::decayed_sum(x.clone(), g),
+            log_sum_exp,
+        ];
+        for scores in [Scores::Channel(x.clone()), Scores::Head(per_head), query] {
+            for denominator in [Denominator::Prefix, Denominator::Step, Denominator::All] {
+                let mut op = Scan::softmax(scores.clone(), x.clone()).denominator(denominator);
+                if has(3) && denominator != Denominator::All {
+                    op = op.with_states();
+                }
+                list.push(op);
+            }
+        }
+        for mut op in list {
+            if has(4) && !matches!(op.rule, ScanRule::LogSumExp { .. }) {
+                op = op.gate(x.clone());
+            }
+            if packed {
+                op = op.packed(Layout::new(DType::U32, [4]));
+            }
+            let state = Layout::f32(op.state_shape());
+            op = match (has(4), has(5)) {
+                (false, false) => op,
+                (true, false) => op.carried(Some(state.clone()), Some(state)),
+                (false, true) => op.carried_in_place(state),
+                (true, true) => op.carried(None, Some(state)).without_output(),
+            };
+            if op.o.is_none() {
+                op.gate = None;
+            }
+            for splits in [1, 3] {
+                let tuning = Tuning {
+                    splits: Some(splits),
+                    ..Tuning::default()
+                };
+                plan(op.clone(), &caps, &tuning, into);
+            }
+        }
+    }
+}
+
+/// Holographic reduced representations of every size of a row, flow attention both ways, and all kinds of bias of the
+/// attention-free transformer, whole and split.
+fn form_ops(into: &mut BTreeSet<Kernel>) {
+    for half in [false, true] {
+        for dim in [1, 3, 16, 40, 64, 100, 130, 256] {
+            let x = Layout::new(float(half), [2, 3, 9, dim]);
+            let op = HrrAttention::new(x.clone(), x.clone(), x.clone());
+            let masked = op.clone().mask(Layout::new(DType::Bool, [2, 9]));
+            let flow = FlowAttention::new(x.clone(), x.clone(), x);
+            plan(op, &caps(8), &Tuning::default(), into);
+            plan(masked, &caps(8), &Tuning::default(), into);
+            plan(flow.clone(), &caps(8), &Tuning::default(), into);
+            plan(flow.causal(), &caps(8), &Tuning::default(), into);
+        }
+        for bits in 0..32 {
+            let x = Layout::new(float(half), [2, 3, 19, 5]);
+            let bias = |shape: [u64; 2]| Layout::new(float(half && bits & 1 != 0), shape);
+            let bias = if bits & 2 != 0 {
+                PositionBias::Factors {
+                    rows: bias([19, 2]),
+                    columns: bias([19, 2]),
+                }
+            } else {
+                PositionBias::Matrix(bias([19, 19]))
+            };
+            let mut op = AftFull::new(x.clone(), x.clone(), x, bias);
+            op.causal = bits & 4 != 0;
+            if bits & 8 != 0 {
+                op.term = BiasTerm::Multiply;
+            }
+            let tuning = Tuning {
+                splits: Some(if bits & 16 != 0 { 2 } else { 1 }),
+                ..Tuning::default()
+            };
+            plan(op, &caps(8), &tuning, into);
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     linear_quadratic_ops(&mut set);
@@ -727,6 +839,8 @@ fn kernels() -> Vec<Kernel> {
     rotary_ops(&mut set);
     linear_walk_ops(&mut set);
     short_conv_ops(&mut set);
+    scan_ops(&mut set);
+    form_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -1019,6 +1133,32 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             (variant.workgroup, 0)
         }
         Kernel::ShortConvState(_) => (short_conv_state::WORKGROUP, 0),
+        Kernel::Scan(variant) => {
+            eq("WIDTH", module.constant("WIDTH"), variant.width())?;
+            eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
+            (variant.workgroup, 0)
+        }
+        Kernel::ScanJoin(variant) => {
+            eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
+            (scan::WORKGROUP, 0)
+        }
+        Kernel::ScanScores(_) => (scan::WORKGROUP, 0),
+        Kernel::RangeSums(_) => (range_sums::WORKGROUP, 0),
+        Kernel::RangeJoin(_) => (range_join::WORKGROUP, 0),
+        Kernel::FlowRead(variant) => {
+            eq("UNITS", module.constant("UNITS"), variant.units)?;
+            (flow_read::WORKGROUP, 0)
+        }
+        Kernel::HrrAttention(variant) => {
+            if let hrr_attention::Role::Score { lanes, .. } = variant.role {
+                eq("LANES", module.constant("LANES"), lanes)?;
+            }
+            (hrr_attention::WORKGROUP, variant.workgroup_bytes())
+        }
+        Kernel::AftFull(_) => {
+            eq("ROWS", module.constant("ROWS"), aft_full::ROWS)?;
+            (aft_full::WORKGROUP, aft_full::WORKGROUP_BYTES)
+        }
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(

@@ -14,11 +14,7 @@ const FEATURE_EXP: u32 = 4u;
 const FEATURE_SIGMOID: u32 = 5u;
 const FEATURE_SILU: u32 = 6u;
 
-// No exponential of a positive number, which might overflow.
-fn sigmoid(x: vec4<f32>) -> vec4<f32> {
-    let t = exp(-abs(x));
-    return select(t, vec4<f32>(1.0), x >= vec4<f32>()) / (1.0 + t);
-}
+//@import sigmoid
 
 fn feature(kind: u32, x: vec4<f32>, factor: f32, less: f32) -> vec4<f32> {
     switch kind {

@@ -1,7 +1,7 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
 use crate::{
-    Attention, Layout, LinearAttention, Merge, Op, Rotary, ShortConv, Softmax,
+    Attention, Layout, LinearAttention, Merge, Op, Rotary, Scan, ScanRule, ShortConv, Softmax,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -67,8 +67,10 @@ impl std::ops::Add for Cost {
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
-/// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
-/// the state for each update and each query, a convolution 2 per tap of an element.
+/// per element of its parts, rotary embedding 3 per element that it turns, linear attention and the
+/// forms like it 2 per element of the state for each update and each query, a convolution 2 per tap of
+/// an element, a scan 1 to 7 per element, the attention-free transformer 5 per channel of each pair of
+/// positions.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -77,7 +79,7 @@ pub fn cost(op: &Op) -> Cost {
         if op.is_output(slot) {
             written_bytes += bytes;
         }
-        if !op.is_output(slot) || in_place(op) {
+        if !op.is_output(slot) || in_place(op, slot) {
             read_bytes += bytes;
         }
     }
@@ -92,6 +94,18 @@ pub fn cost(op: &Op) -> Cost {
         Op::ShortConv(ShortConv { x, weight, .. }) => {
             2.0 * x.elements() as f64 * weight.shape.last().map_or(0, |&taps| taps) as f64
         }
+        Op::Scan(op) => scan_operations(op),
+        Op::HrrAttention(op) => 4.0 * dims(&op.q)[3] as f64 * op.o.elements() as f64,
+        Op::FlowAttention(op) => {
+            let [batch, heads, q_len, key_dim] = dims(&op.q);
+            let [_, _, kv_len, value_dim] = dims(&op.v);
+            (2 * key_dim * value_dim * batch * heads * (q_len + kv_len)) as f64
+        }
+        Op::AftFull(op) => {
+            let seq = dims(&op.q)[2] as f64;
+            let seen = if op.causal { (seq + 1.0) / 2.0 } else { seq };
+            5.0 * seen * op.o.elements() as f64
+        }
     };
     Cost {
         operations,
@@ -100,10 +114,11 @@ pub fn cost(op: &Op) -> Cost {
     }
 }
 
-fn in_place(op: &Op) -> bool {
+fn in_place(op: &Op, slot: Slot) -> bool {
     match op {
         Op::Softmax(op) => op.in_place,
         Op::Rotary(op) => op.in_place,
+        Op::Scan(op) => op.in_place && slot == Slot::FinalState,
         _ => false,
     }
 }
@@ -148,6 +163,18 @@ fn attention_operations(op: &Attention) -> f64 {
     let [batch, heads, _, head_dim] = dims(&op.q);
     let [.., value_dim] = dims(&op.v);
     2.0 * (head_dim + value_dim) as f64 * op.visible_pairs() * (batch * heads) as f64
+}
+
+/// For each element a multiplication and an addition, and what its exponential counts: 2 for a decay, 5 for a softmax
+/// or its logarithm.
+fn scan_operations(op: &Scan) -> f64 {
+    let elements = op.input().elements() as f64;
+    match op.rule {
+        ScanRule::Sum { decay: None, .. } => elements,
+        ScanRule::Sum { .. } => 4.0 * elements,
+        ScanRule::LogSumExp { .. } => 5.0 * elements,
+        ScanRule::Softmax { .. } => 7.0 * elements,
+    }
 }
 
 /// Those of the recurrence: a multiplication and an addition per element of the state for each update and for

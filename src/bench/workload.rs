@@ -532,6 +532,16 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Weights(op) => (Slot::Out, &op.out),
         Op::LinearAttention(op) => (Slot::O, &op.o),
         Op::ShortConv(op) => (Slot::Y, &op.y),
+        Op::Scan(scan) => {
+            let first = scan
+                .tensors()
+                .into_iter()
+                .find(|(slot, _)| op.is_output(*slot));
+            first.unwrap_or((Slot::V, scan.input()))
+        }
+        Op::HrrAttention(op) => (Slot::O, &op.o),
+        Op::FlowAttention(op) => (Slot::O, &op.o),
+        Op::AftFull(op) => (Slot::O, &op.o),
     }
 }
 

@@ -11,6 +11,7 @@ mod conv;
 mod davit;
 mod fla;
 mod flex;
+mod forms;
 mod gates;
 mod halonet;
 mod hilo;
@@ -25,6 +26,7 @@ mod onnx_linear;
 mod problem;
 mod relative;
 mod report;
+mod scan;
 mod streaming;
 mod torch;
 

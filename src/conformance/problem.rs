@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, conv, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx,
-    onnx_linear, relative, streaming, torch,
+    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
+    onnx_linear, relative, scan, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -489,6 +489,13 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "fla_gated_slot_attention" => fla::slots(&mut reader),
         "onnx_causal_conv" => conv::causal(&mut reader, half),
         "light_dynamic_conv" => conv::light_or_dynamic(&mut reader),
+        "fla_hgrn" => scan::hgrn(&mut reader),
+        "fla_abc" => scan::bounded_memory(&mut reader),
+        "aaren" => scan::aaren(&mut reader),
+        "fast_transformers" if case.op.starts_with("aft_simple") => scan::aft_simple(&mut reader),
+        "hrrformer" => forms::hrr(&mut reader),
+        "flowformer" => forms::flow(&mut reader),
+        "fast_transformers" if case.op == "aft_full" => forms::aft_full(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

@@ -1,5 +1,6 @@
 //! One file per kernel, named like its file in `shaders/`: its variants, parameters and needs.
 
+pub mod aft_full;
 pub mod attention_decode;
 pub mod attention_mass;
 pub mod attention_matrix;
@@ -11,12 +12,19 @@ pub mod ceiling_fma;
 pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
+pub mod flow_read;
+pub mod hrr_attention;
 pub mod linear_attention;
 pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod linear_attention_step;
 pub mod loop_count;
+pub mod range_join;
+pub mod range_sums;
 pub mod rotary;
+pub mod scan;
+pub mod scan_join;
+pub mod scan_scores;
 pub mod short_conv;
 pub mod short_conv_state;
 pub mod softmax;
@@ -49,6 +57,27 @@ pub trait Variant {
     /// # Errors
     /// Why it cannot.
     fn supports(&self, caps: &Caps) -> Result<(), String>;
+}
+
+/// Whether a device has what most kernels need: f16 where they store it, so many invocations per workgroup, and so
+/// many storage buffers.
+fn fits(caps: &Caps, f16: bool, workgroup: u32, buffers: u32) -> Result<(), String> {
+    if f16 && !caps.f16 {
+        return Err("the device has no f16 (SHADER_F16)".into());
+    }
+    if workgroup > caps.max_invocations {
+        return Err(format!(
+            "{workgroup} invocations per workgroup, and the device allows {}",
+            caps.max_invocations
+        ));
+    }
+    if buffers > caps.max_storage_buffers {
+        return Err(format!(
+            "{buffers} storage buffers, and the device allows {}",
+            caps.max_storage_buffers
+        ));
+    }
+    Ok(())
 }
 
 /// Declares the registry: one word per kernel gives its stem, its WGSL and its place in [`Kernel`].
@@ -123,6 +152,14 @@ registry! {
     rotary: Rotary,
     short_conv: ShortConv,
     short_conv_state: ShortConvState,
+    scan: Scan,
+    scan_join: ScanJoin,
+    scan_scores: ScanScores,
+    range_sums: RangeSums,
+    range_join: RangeJoin,
+    flow_read: FlowRead,
+    hrr_attention: HrrAttention,
+    aft_full: AftFull,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

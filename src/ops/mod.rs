@@ -1,17 +1,25 @@
 //! The public ops, as plain data: what to compute on tensors of which layout.
 
+mod aft_full;
 mod attention;
+mod check;
+mod flow_attention;
+mod hrr_attention;
 mod linear_attention;
 mod merge;
 mod modification;
 pub mod presets;
 mod rotary;
+mod scan;
 mod short_conv;
 mod softmax;
 mod weights;
 
+pub use aft_full::{AftFull, AftFullArgs, BiasTerm, PositionBias, PositionBiasArgs};
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
+pub use flow_attention::{FlowAttention, FlowAttentionArgs};
+pub use hrr_attention::{HrrAttention, HrrAttentionArgs};
 pub use linear_attention::{
     Decay, FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights,
     Normaliser, Reach, Similarity, UpdateRule,
@@ -19,6 +27,8 @@ pub use linear_attention::{
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
+pub(crate) use scan::ScanStrides;
+pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
 pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
@@ -49,6 +59,14 @@ pub enum Op {
     LinearAttention(LinearAttention),
     /// Short depthwise convolution along the sequence.
     ShortConv(ShortConv),
+    /// Scan along the sequence.
+    Scan(Scan),
+    /// Attention of holographic reduced representations.
+    HrrAttention(HrrAttention),
+    /// Flow attention.
+    FlowAttention(FlowAttention),
+    /// The attention-free transformer.
+    AftFull(AftFull),
 }
 
 impl Op {
@@ -65,6 +83,10 @@ impl Op {
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
             Self::ShortConv(op) => op.check(),
+            Self::Scan(op) => op.check(),
+            Self::HrrAttention(op) => op.check(),
+            Self::FlowAttention(op) => op.check(),
+            Self::AftFull(op) => op.check(),
         }
     }
 
@@ -78,6 +100,10 @@ impl Op {
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
             Self::ShortConv(op) => op.tensors(),
+            Self::Scan(op) => op.tensors(),
+            Self::HrrAttention(op) => op.tensors(),
+            Self::FlowAttention(op) => op.tensors(),
+            Self::AftFull(op) => op.tensors(),
         }
     }
 
@@ -126,6 +152,30 @@ impl From<LinearAttention> for Op {
 impl From<ShortConv> for Op {
     fn from(op: ShortConv) -> Self {
         Self::ShortConv(op)
+    }
+}
+
+impl From<Scan> for Op {
+    fn from(op: Scan) -> Self {
+        Self::Scan(op)
+    }
+}
+
+impl From<HrrAttention> for Op {
+    fn from(op: HrrAttention) -> Self {
+        Self::HrrAttention(op)
+    }
+}
+
+impl From<FlowAttention> for Op {
+    fn from(op: FlowAttention) -> Self {
+        Self::FlowAttention(op)
+    }
+}
+
+impl From<AftFull> for Op {
+    fn from(op: AftFull) -> Self {
+        Self::AftFull(op)
     }
 }
 
@@ -217,13 +267,23 @@ pub enum Slot {
     LocalK,
     /// Weights of a convolution.
     Weight,
+    /// Decays of a running log-sum-exp.
+    LogDecay,
+    /// Shares of tokens in a running log-sum-exp.
+    Weights,
+    /// States after every token.
+    States,
+    /// Factors of a position bias, of the position that asks.
+    BiasRows,
+    /// Factors of a position bias, of the other position.
+    BiasColumns,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 48] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -266,6 +326,11 @@ impl Slot {
         Self::LocalQ,
         Self::LocalK,
         Self::Weight,
+        Self::LogDecay,
+        Self::Weights,
+        Self::States,
+        Self::BiasRows,
+        Self::BiasColumns,
         Self::Scratch,
     ];
 
@@ -317,6 +382,11 @@ impl Slot {
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
             Self::Weight => "weight",
+            Self::LogDecay => "log_decay",
+            Self::Weights => "weights",
+            Self::States => "states",
+            Self::BiasRows => "bias_rows",
+            Self::BiasColumns => "bias_columns",
             Self::Scratch => "scratch",
         }
     }
@@ -332,6 +402,9 @@ impl Slot {
                 | Self::Keys
                 | Self::FinalState
                 | Self::FinalSum
+                | Self::LogDecay
+                | Self::Weights
+                | Self::States
                 | Self::Scratch
         )
     }

@@ -1,11 +1,16 @@
 //! From an op and the caps of a device to the steps that compute it. No device is touched here:
 //! the same op and caps always give the same outline.
 
+mod aft_full;
 mod attention;
 mod choose;
+mod flow_attention;
+mod hrr_attention;
 mod linear_attention;
 mod merge;
+mod ranges;
 mod rotary;
+mod scan;
 mod short_conv;
 mod slice;
 mod softmax;
@@ -34,9 +39,11 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging, rotary embedding, convolution and weights: whole rows in one dispatch, as far as they go.
+    /// Softmax, merging, rotary embedding, convolution, weights and scans: whole rows in one dispatch, as far as they go.
     Rows,
-    /// Softmax: ranges of rows, in two dispatches.
+    /// Softmax: ranges of rows, in two dispatches. Scans: segments of the sequence, whose results are joined.
+    /// Linear-time forms: ranges of tokens, whose sums are joined. The attention-free transformer: ranges of
+    /// positions, merged.
     Ranges,
     /// Linear attention: all pairs of query and key.
     Quadratic,
@@ -171,9 +178,11 @@ impl Outline {
             }
         }
         let schedules: &[Schedule] = match op {
-            Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
+            Op::Softmax(_) | Op::Scan(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => &[Schedule::Rows],
             Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
+            Op::HrrAttention(_) | Op::FlowAttention(_) => &[Schedule::Ranges],
+            Op::AftFull(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -199,6 +208,10 @@ impl Outline {
             Op::Rotary(op) => rotary::outline(op, caps)?,
             Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
             Op::ShortConv(op) => short_conv::outline(op, caps)?,
+            Op::Scan(op) => scan::outline(op, caps, tuning)?,
+            Op::HrrAttention(op) => hrr_attention::outline(op, caps, tuning)?,
+            Op::FlowAttention(op) => flow_attention::outline(op, caps, tuning)?,
+            Op::AftFull(op) => aft_full::outline(op, caps, tuning)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -1,20 +1,28 @@
 //! The ops on the CPU in f64, written from their formulas: what the kernels are checked against.
 
+mod aft_full;
 mod attention;
+mod flow_attention;
+mod hrr_attention;
 mod linear_attention;
 mod merge;
 pub mod presets;
 mod rotary;
+mod scan;
 mod short_conv;
 mod softmax;
 mod weights;
 
+pub use aft_full::{AftFullInputs, aft_full};
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
+pub use flow_attention::{FlowAttentionInputs, flow_attention};
+pub use hrr_attention::{HrrAttentionInputs, hrr_attention};
 pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
 pub use merge::merge;
 pub use rotary::{RotaryInputs, rotary};
+pub use scan::{ScanInputs, ScanOutputs, scan};
 pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};

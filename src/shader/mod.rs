@@ -118,9 +118,18 @@ const SHARED: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/linear_tensors.wgsl"),
     ),
     (
+        "scan_slots",
+        include_str!("../../shaders/shared/scan_slots.wgsl"),
+    ),
+    (
+        "scan_state",
+        include_str!("../../shaders/shared/scan_state.wgsl"),
+    ),
+    (
         "online_softmax",
         include_str!("../../shaders/shared/online_softmax.wgsl"),
     ),
+    ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
     (
         "softmax_rows",
         include_str!("../../shaders/shared/softmax_rows.wgsl"),

@@ -24,7 +24,7 @@ pub use table::{Entry, Table};
 use crate::{
     caps::Caps,
     error::Result,
-    ops::{Attention, Causal, Corner, Op, dims},
+    ops::{Attention, Causal, Corner, Op, ScanRule, dims},
     plan::{Outline, Schedule, Tuning},
     tensor::{DType, Layout},
 };
@@ -132,7 +132,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
     let splits = [None, Some(1), Some(2), Some(4), Some(8), Some(16)];
     let mut list = vec![open];
     match op {
-        Op::Softmax(_) => {
+        Op::Softmax(_) | Op::Scan(_) => {
             list.push(with(Schedule::Rows));
             list.extend(splits.map(|splits| Tuning {
                 splits,
@@ -145,6 +145,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         | Op::Weights(_)
         | Op::LinearAttention(_)
         | Op::ShortConv(_) => {}
+        Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -218,6 +219,35 @@ pub fn bucket(op: &Op) -> String {
             op.x.dtype,
             log2(op.x.elements()),
             op.taps()
+        ),
+        Op::Scan(op) => {
+            let sizes = op.sizes();
+            let carried = match op.rule {
+                ScanRule::Sum { .. } => "sum",
+                ScanRule::LogSumExp { .. } => "log-sum-exp",
+                ScanRule::Softmax { .. } => "softmax",
+            };
+            format!(
+                "scan {carried} {} rows 2^{} length 2^{}",
+                op.input().dtype,
+                log2(op.sequences() * sizes.heads * sizes.channels),
+                log2(sizes.seq)
+            )
+        }
+        Op::HrrAttention(op) => format!(
+            "hrr attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::FlowAttention(op) => format!(
+            "flow attention {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
+        ),
+        Op::AftFull(op) => format!(
+            "aft full {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.o.elements())
         ),
         Op::Attention(op) => attention_bucket(op),
     }
