@@ -10,16 +10,16 @@ use std::{
 };
 
 use foveate::{
-    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, FeatureMap,
-    FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights, Merge, Mod,
-    Normaliser, Op, PositionBias, Reach, Real, Rotary, Scan, ScanRule, Schedule, Scores, ShortConv,
-    Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
+    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, Error,
+    FeatureMap, FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights,
+    Merge, Mod, Normaliser, Op, PositionBias, Reach, Real, Rotary, Scan, ScanRule, Schedule,
+    Scores, ShortConv, Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic, loop_count,
-        range_join, range_sums, rotary, scan, short_conv_state,
+        flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic,
+        linear_attention_step, loop_count, range_join, range_sums, rotary, scan, short_conv_state,
     },
     plan::Outline,
 };
@@ -542,19 +542,19 @@ fn linear_quadratic_ops(into: &mut BTreeSet<Kernel>) {
 }
 
 fn linear_walk_ops(into: &mut BTreeSet<Kernel>) {
-    for bits in 0..512u32 {
+    for (bits, tokens) in (0..512u32).flat_map(|bits| [(bits, 40), (bits, 1)]) {
         let set = |bit: u32| bits >> bit & 1 != 0;
         let dtype = float(set(0));
         let (key_dim, value_dim) = if set(1) { (6, 5) } else { (8, 8) };
-        let rows = |dim: u64| Layout::new(dtype, [2, 2, 40, dim]);
+        let rows = |dim: u64| Layout::new(dtype, [2, 2, tokens, dim]);
         let gates = float(set(0) && set(2));
         let mut op = LinearAttention::new(rows(key_dim), rows(key_dim), rows(value_dim));
         op.decay = match bits % 5 {
             0 => Decay::None,
             1 => Decay::Head(Layout::f32([2])),
-            2 => Decay::Token(Layout::new(gates, [2, 2, 40])),
-            3 => Decay::Key(Layout::new(gates, [2, 2, 40, key_dim])),
-            _ => Decay::Value(Layout::new(gates, [2, 2, 40, value_dim])),
+            2 => Decay::Token(Layout::new(gates, [2, 2, tokens])),
+            3 => Decay::Key(Layout::new(gates, [2, 2, tokens, key_dim])),
+            _ => Decay::Value(Layout::new(gates, [2, 2, tokens, value_dim])),
         };
         let read = op.k.clone();
         op.rule = match bits % 7 {
@@ -563,11 +563,11 @@ fn linear_walk_ops(into: &mut BTreeSet<Kernel>) {
                 read: Some(read),
             },
             1 => UpdateRule::Delta {
-                beta: Some(Layout::new(gates, [2, 2, 40])),
+                beta: Some(Layout::new(gates, [2, 2, tokens])),
                 read: None,
             },
             2 => UpdateRule::Delta {
-                beta: Some(Layout::new(gates, [2, 2, 40, value_dim])),
+                beta: Some(Layout::new(gates, [2, 2, tokens, value_dim])),
                 read: None,
             },
             3 => UpdateRule::LowRank {
@@ -624,7 +624,19 @@ fn linear_walk_ops(into: &mut BTreeSet<Kernel>) {
         if Op::from(op.clone()).check().is_err() {
             continue;
         }
-        for size in [4, 8] {
+        let sums = op.rule == UpdateRule::Linear && !op.normaliser.is_some_and(|with| with.safe);
+        let whole = Op::from(op.clone());
+        let names = || whole.tensors().into_iter().map(|(slot, _)| slot.name());
+        let tensors = names().count();
+        let states = names()
+            .filter(|name| name.ends_with("_state") || name.ends_with("_sum"))
+            .count();
+        // The buffers of the smallest device, and as many as any of these ops has.
+        for (lanes, buffers) in [(4, 8), (8, 8), (8, 16)] {
+            let caps = Caps {
+                max_storage_buffers: buffers,
+                ..caps(lanes)
+            };
             for tuning in [
                 Tuning::default(),
                 Tuning::QUICK_START,
@@ -637,10 +649,28 @@ fn linear_walk_ops(into: &mut BTreeSet<Kernel>) {
                     ..Tuning::default()
                 },
             ] {
-                // Buckets are of sums alone.
-                let kernels = Outline::new(&op.clone().into(), &caps(size), &tuning);
-                let buckets = matches!(op.reach, Reach::BeforeBucket { .. });
-                assert!(kernels.is_ok() || buckets, "{kernels:?}");
+                let kernels = Outline::new(&whole, &caps, &tuning);
+                let reason = match &kernels {
+                    Ok(_) => "",
+                    Err(Error::Unsupported { reason, .. }) => reason,
+                    Err(error) => panic!("{op:?}: {error}"),
+                };
+                let segments = sums && tuning.splits.is_some() && tokens > 1;
+                // Where a kernel cannot bind the states, scratch has them.
+                let scratch = usize::from(states > 0 || segments);
+                let too_many = tensors - states + scratch > buffers as usize;
+                let refused = match op.reach {
+                    Reach::BeforeBucket { .. } if !sums => Some("joined as sums"),
+                    Reach::Causal | Reach::Before if too_many => Some("storage buffers"),
+                    _ => None,
+                };
+                match refused {
+                    Some(words) => assert!(
+                        reason.contains(words),
+                        "{tensors} tensors, not refused for {words} but `{reason}`: {op:?}"
+                    ),
+                    None => assert!(kernels.is_ok(), "{tensors} tensors, `{reason}`: {op:?}"),
+                }
                 into.extend(
                     kernels
                         .iter()
@@ -1128,6 +1158,10 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             (variant.lanes, variant.workgroup_bytes())
         }
         Kernel::LinearAttentionJoin(_) => (linear_attention_join::WORKGROUP, 0),
+        Kernel::LinearAttentionStep(variant) => {
+            eq("ROWS4", module.constant("ROWS4"), variant.0.rows4())?;
+            (linear_attention_step::WORKGROUP, 0)
+        }
         Kernel::ShortConv(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             (variant.workgroup, 0)
