@@ -129,8 +129,8 @@ pub use ops::presets;
 pub use ops::{
     Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard, LinearAttention,
     LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer, Normaliser, Op,
-    Reach, Real, Rotary, RotaryArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,
-    UpdateRule, Weights, Window, rotary_tables,
+    RandomFeatures, RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary, RotaryArgs, Similarity,
+    Softmax, SoftmaxArgs, Stabiliser, Stage, Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

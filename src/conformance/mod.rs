@@ -16,6 +16,7 @@ mod linear;
 mod moh;
 mod natten;
 mod onnx;
+mod pairs;
 mod problem;
 mod relative;
 mod report;

@@ -8,11 +8,11 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, relative, streaming, torch,
+    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, pairs, relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
-    ops::{Slot, Statistic, Weights, dims},
+    ops::{Similarity, Slot, Statistic, Weights, dims},
 };
 
 /// Ops on host tensors.
@@ -458,6 +458,10 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "coca" => coca::collinear(&mut reader),
         "music_transformer" => relative::skewed(&mut reader),
         "onnx_rotary" => onnx::rotary(&mut reader, half),
+        "fla_based" => pairs::powers(&mut reader, Similarity::Taylor),
+        "fla_rebased" => pairs::powers(&mut reader, Similarity::Square),
+        "mossformer" => pairs::mixed(&mut reader),
+        "lln" => pairs::log_normal(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

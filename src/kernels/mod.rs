@@ -13,6 +13,7 @@ pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod linear_attention_quadratic;
 pub mod loop_count;
+pub mod random_features;
 pub mod rotary;
 pub mod softmax;
 
@@ -112,6 +113,7 @@ registry! {
     attention_mass: AttentionMass,
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
+    random_features: RandomFeatures,
     rotary: Rotary,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,

@@ -5,6 +5,7 @@ mod linear_attention;
 mod merge;
 mod modification;
 pub mod presets;
+mod random_features;
 mod rotary;
 mod softmax;
 mod weights;
@@ -17,6 +18,7 @@ pub use linear_attention::{
 };
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
+pub use random_features::{RandomFeatures, RandomFeaturesArgs, RandomKernel, Stabiliser};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
@@ -45,6 +47,8 @@ pub enum Op {
     Rotary(Rotary),
     /// Linear attention.
     LinearAttention(LinearAttention),
+    /// Random features of queries and keys.
+    RandomFeatures(RandomFeatures),
 }
 
 impl Op {
@@ -60,6 +64,7 @@ impl Op {
             Self::Weights(op) => op.check(),
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
+            Self::RandomFeatures(op) => op.check(),
         }
     }
 
@@ -72,6 +77,7 @@ impl Op {
             Self::Weights(op) => op.tensors(),
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
+            Self::RandomFeatures(op) => op.tensors(),
         }
     }
 
@@ -108,6 +114,12 @@ impl From<Weights> for Op {
 impl From<Rotary> for Op {
     fn from(op: Rotary) -> Self {
         Self::Rotary(op)
+    }
+}
+
+impl From<RandomFeatures> for Op {
+    fn from(op: RandomFeatures) -> Self {
+        Self::RandomFeatures(op)
     }
 }
 
@@ -203,13 +215,15 @@ pub enum Slot {
     LocalQ,
     /// Its keys.
     LocalK,
+    /// Random directions.
+    Projection,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 43] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -251,6 +265,7 @@ impl Slot {
         Self::CuSeqlens,
         Self::LocalQ,
         Self::LocalK,
+        Self::Projection,
         Self::Scratch,
     ];
 
@@ -301,6 +316,7 @@ impl Slot {
             Self::CuSeqlens => "cu_seqlens",
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
+            Self::Projection => "projection",
             Self::Scratch => "scratch",
         }
     }

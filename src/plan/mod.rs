@@ -5,6 +5,7 @@ mod attention;
 mod choose;
 mod linear_attention;
 mod merge;
+mod random_features;
 mod rotary;
 mod slice;
 mod softmax;
@@ -171,7 +172,9 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => &[Schedule::Rows],
+            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::RandomFeatures(_) => {
+                &[Schedule::Rows]
+            }
             Op::LinearAttention(_) => &[Schedule::Rows, Schedule::Quadratic],
             Op::Attention(_) => &[
                 Schedule::Decode,
@@ -196,6 +199,7 @@ impl Outline {
             Op::Merge(op) => merge::outline(op, caps)?,
             Op::Weights(op) => attention::weights::outline(op, caps)?,
             Op::Rotary(op) => rotary::outline(op, caps)?,
+            Op::RandomFeatures(op) => random_features::outline(op, caps)?,
             Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {

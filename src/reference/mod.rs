@@ -4,6 +4,7 @@ mod attention;
 mod linear_attention;
 mod merge;
 pub mod presets;
+mod random_features;
 mod rotary;
 mod softmax;
 mod weights;
@@ -13,6 +14,7 @@ pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
 pub use merge::merge;
+pub use random_features::random_features;
 pub use rotary::{RotaryInputs, rotary};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};

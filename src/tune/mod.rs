@@ -140,7 +140,11 @@ fn tunings(op: &Op) -> Vec<Tuning> {
             }));
         }
         // They have one way.
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::LinearAttention(_) => {}
+        Op::Merge(_)
+        | Op::Rotary(_)
+        | Op::Weights(_)
+        | Op::LinearAttention(_)
+        | Op::RandomFeatures(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -203,6 +207,11 @@ pub fn bucket(op: &Op) -> String {
             "rotary {} of 2^{} elements",
             op.x.dtype,
             log2(op.x.elements())
+        ),
+        Op::RandomFeatures(op) => format!(
+            "random features {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.y.elements())
         ),
         Op::LinearAttention(op) => format!(
             "linear attention {} of 2^{} elements",
