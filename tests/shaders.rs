@@ -11,13 +11,13 @@ use std::{
 
 use foveate::{
     Attention, BlockMask, Caps, Causal, DType, Decay, FeatureMap, Guard, Layout, LinearAttention,
-    Local, LocalWeights, Merge, Mod, Normaliser, Op, Reach, Real, Rotary, Schedule, Similarity,
+    Local, LocalWeights, Merge, Mod, Normaliser, Op, RandomFeatures, Reach, Real, Rotary, Schedule, Similarity,
     Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        linear_attention_quadratic, loop_count, rotary,
+        linear_attention_quadratic, loop_count, random_features, rotary,
     },
     plan::Outline,
 };
@@ -539,8 +539,24 @@ fn linear_quadratic_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn random_features_ops(into: &mut BTreeSet<Kernel>) {
+    for bits in 0..4 {
+        let x = Layout::new(float(bits & 1 != 0), [2, 3, 9, 16]);
+        let y = Layout::new(float(bits & 2 != 0), [2, 3, 9, 40]);
+        for op in [
+            RandomFeatures::queries,
+            RandomFeatures::keys,
+            RandomFeatures::relu,
+        ] {
+            let op = op(x.clone(), Layout::f32([40, 16])).output(y.clone());
+            plan(op, &caps(8), &Tuning::default(), into);
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
+    random_features_ops(&mut set);
     linear_quadratic_ops(&mut set);
     weights_ops(&mut set);
 
@@ -791,6 +807,16 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
                 linear_attention_quadratic::THREADS,
                 variant.workgroup_bytes(),
             )
+        }
+        Kernel::RandomFeatures(variant) => {
+            for (name, rust) in [
+                ("WORKGROUP", random_features::WORKGROUP),
+                ("ROWS", random_features::ROWS),
+                ("MAX_DIM", random_features::MAX_DIM),
+            ] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (random_features::WORKGROUP, variant.workgroup_bytes())
         }
         Kernel::AttentionMerge(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;

@@ -17,6 +17,7 @@ mod moh;
 mod natten;
 mod onnx;
 mod pairs;
+mod performer;
 mod problem;
 mod relative;
 mod report;

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, pairs, relative, streaming, torch,
+    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, pairs, performer, relative,
+    streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -462,6 +463,7 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "fla_rebased" => pairs::powers(&mut reader, Similarity::Square),
         "mossformer" => pairs::mixed(&mut reader),
         "lln" => pairs::log_normal(&mut reader),
+        "performer" => performer::favor(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.
