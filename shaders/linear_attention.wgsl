@@ -44,10 +44,16 @@ fn main(
     let sequence = number / params.blocks / params.heads / params.segments;
     let state_head = head / params.group;
 //@if PACKED
+    // After the last sequence come the tokens of none: they have a state of 0, and leave none.
     let batch = 0u;
+    let real = sequence < params.sequences;
     let start = min(cu_seqlens[params.cu_at + sequence * params.cu_step], params.tokens);
-    let end = min(cu_seqlens[params.cu_at + (sequence + 1u) * params.cu_step], params.tokens);
+    var end = params.tokens;
+    if (real) {
+        end = min(cu_seqlens[params.cu_at + (sequence + 1u) * params.cu_step], params.tokens);
+    }
 //@else
+    let real = true;
     let batch = sequence;
     let start = 0u;
     let end = params.tokens;
@@ -58,12 +64,12 @@ fn main(
 //@if KV_LEN
     let valid = clamp(kv_len[params.kv_len_at + batch * params.kv_len_batch], first, stop);
 //@else
-    let valid = stop;
+    let valid = select(first, stop, real);
 //@endif
 
     let at = places_of(batch, head, state_head);
-    let slot = (sequence * params.slot_heads + head / params.slot_group) * params.slot_segments
-        + segment % params.slot_segments;
+    let slot = (sequence * params.slot_heads + head / params.slot_group) * params.slots
+        + params.slot_first + segment * params.slot_step;
     let place = state_place(sequence, state_head, slot, block);
     var columns: array<u32, COLS>;
     var s: array<Col, 4u * ROWS4 * COLS>;
@@ -82,13 +88,13 @@ fn main(
             for (var n = 0u; n < COLS; n++) {
                 s[(b * 4u + c) * COLS + n] = Col();
 //@if TAKE
-                if (channel_of(b, c) < params.key_dim && columns[n] < params.value_dim) {
+                if (real && channel_of(b, c) < params.key_dim && columns[n] < params.value_dim) {
                     s[(b * 4u + c) * COLS + n] = take_state(place, row_of(b, c), columns[n]);
                 }
 //@endif
             }
 //@if TAKE_SUM
-            if (channel_of(b, c) < params.key_dim) {
+            if (real && channel_of(b, c) < params.key_dim) {
                 z[b][c] = take_sum(place, row_of(b, c));
             }
 //@endif
@@ -96,11 +102,20 @@ fn main(
     }
 //@if SAFE
 //@if TAKE_SUM
-    highest = take_sum(place, PARTS * params.key_dim);
+    if (real) {
+        highest = take_sum(place, PARTS * params.key_dim);
+    }
 //@endif
 //@endif
 //@if DECAY_HEAD
     let head_fade = factor_of(decay[at.decay]);
+//@endif
+//@if BONUS
+    var bonuses: array<vec4<f32>, ROWS4>;
+    //@unroll
+    for (var b = 0u; b < ROWS4; b++) {
+        bonuses[b] = bonus_quad(state_head, b);
+    }
 //@endif
 //@if PRODUCTS
     var product = 1.0;
@@ -163,10 +178,7 @@ fn main(
 //@endif
                 }
             }
-            // What the whole state is multiplied with.
-//@if DECAY_HEAD
-            var fade = select(1.0, head_fade, update.fades);
-//@else
+            // What the whole state is multiplied with, and what the change of the state is.
 //@if BROADCAST
             var fade = subgroupBroadcast(lanes_fade, t);
             let strength = subgroupBroadcast(lanes_strength, t);
@@ -174,8 +186,10 @@ fn main(
             var fade = fade_of(at, update);
             let strength = strength_of(at, update);
 //@endif
+//@if DECAY_HEAD
+            fade = select(1.0, head_fade, update.fades);
 //@endif
-//@if PRODUCTS
+//@if SCALAR_DECAY
             product *= fade;
 //@endif
 //@if K_TOP
@@ -193,7 +207,7 @@ fn main(
             var sum_k = 0.0;
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
-                row[ROW_K * ROWS4 + b] = exp(row[ROW_K * ROWS4 + b] - top_k);
+                row[ROW_K * ROWS4 + b] = exp_below(row[ROW_K * ROWS4 + b], top_k);
                 sum_k += sum_of(row[ROW_K * ROWS4 + b]);
             }
 //@if K_SUM
@@ -213,7 +227,7 @@ fn main(
             var sum_q = 0.0;
             //@unroll
             for (var b = 0u; b < ROWS4; b++) {
-                row[ROW_Q * ROWS4 + b] = exp(row[ROW_Q * ROWS4 + b] - top_q);
+                row[ROW_Q * ROWS4 + b] = exp_below(row[ROW_Q * ROWS4 + b], top_q);
                 sum_q += sum_of(row[ROW_Q * ROWS4 + b]);
             }
 //@if Q_SUM
@@ -310,7 +324,7 @@ fn main(
 //@endif
 //@endif
 //@if BONUS
-                own += dot(row[ROW_Q * ROWS4 + b] * bonus_quad(state_head, b), row[ROW_K * ROWS4 + b]);
+                own += dot(row[ROW_Q * ROWS4 + b] * bonuses[b], row[ROW_K * ROWS4 + b]);
 //@endif
 //@if PRODUCTS
 //@if DECAY_KEY
@@ -322,25 +336,25 @@ fn main(
                     //@unroll
                     for (var n = 0u; n < COLS; n++) {
                         let old = s[(b * 4u + c) * COLS + n];
-                        var new = old;
+                        var next = old;
 //@if UPDATE
 //@if FADES
-                        new *= fades[n];
+                        next *= fades[n];
 //@endif
 //@if DECAY_KEY
-                        new *= row[ROW_DECAY * ROWS4 + b][c];
+                        next *= row[ROW_DECAY * ROWS4 + b][c];
 //@endif
-                        new = fma(Col(row[ROW_K * ROWS4 + b][c]), u[n], new);
+                        next = fma(Col(row[ROW_K * ROWS4 + b][c]), u[n], next);
 //@if LOW_RANK
-                        new = fma(Col(row[ROW_WRITE * ROWS4 + b][c]), held[n], new);
+                        next = fma(Col(row[ROW_WRITE * ROWS4 + b][c]), held[n], next);
 //@endif
-                        s[(b * 4u + c) * COLS + n] = new;
+                        s[(b * 4u + c) * COLS + n] = next;
 //@endif
 //@if OUTPUT
 //@if BEFORE
                         out[n] = fma(Col(row[ROW_Q * ROWS4 + b][c]), old, out[n]);
 //@else
-                        out[n] = fma(Col(row[ROW_Q * ROWS4 + b][c]), new, out[n]);
+                        out[n] = fma(Col(row[ROW_Q * ROWS4 + b][c]), next, out[n]);
 //@endif
 //@endif
                     }
@@ -350,7 +364,7 @@ fn main(
 //@if OUTPUT
             var factor = 1.0;
 //@if NORMALISED
-            factor = guarded_reciprocal(den + own, queries);
+            factor = guarded_reciprocal(den, queries);
 //@endif
             if (update.number < last && update.number % params.updates == params.updates - 1u) {
                 //@unroll
@@ -358,7 +372,7 @@ fn main(
 //@if BONUS
                     out[n] = fma(Col(own), u[n], out[n]);
 //@endif
-                    store_o(at.o + update.token * params.o_token, columns[n], out[n] * factor);
+                    store_o(at.o + update.token * params.o_token, columns[n], select(Col(), out[n] * factor, real));
                 }
             }
 //@endif
@@ -370,7 +384,7 @@ fn main(
 
 //@if GIVE
     // Heads of a group have the same state. A sequence of other slices leaves its own alone.
-    if (head % params.giving == 0u && (first < stop || params.token_start == 0u)) {
+    if (real && head % params.giving == 0u && (first < stop || params.token_start == 0u)) {
         //@unroll
         for (var b = 0u; b < ROWS4; b++) {
             //@unroll
@@ -392,7 +406,7 @@ fn main(
         give_sum(place, PARTS * params.key_dim, highest);
 //@endif
 //@if PRODUCTS
-//@if DECAY_TOKEN
+//@if SCALAR_DECAY
         scratch[place.slot + params.products_at] = product;
 //@endif
 //@if DECAY_KEY

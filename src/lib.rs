@@ -127,10 +127,11 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
-    Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard, LinearAttention,
-    LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer, Normaliser, Op,
-    RandomFeatures, RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary, RotaryArgs, Similarity,
-    Softmax, SoftmaxArgs, Stabiliser, Stage, Statistic, UpdateRule, Weights, Window, rotary_tables,
+    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, FeatureMap, Guard,
+    LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs, Mod, ModBuffer,
+    Normaliser, Op, RandomFeatures, RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary,
+    RotaryArgs, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stabiliser, Stage,
+    Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

@@ -4,12 +4,12 @@ mod common;
 
 use common::{
     gpus,
-    linear::{Case, Sizes, is_op},
+    linear::{Case, Sizes, gentle, is_op},
     name, say,
 };
 use foveate::{
     DType, Decay, FeatureMap, Gpu, Guard, Layout, LinearAttention, Normaliser, Reach, Real,
-    Similarity, UpdateRule, ops::Slot, reference::noise,
+    Schedule, Similarity, Tuning, UpdateRule, ops::Slot, reference::noise,
 };
 
 const F32: f64 = 2e-5;
@@ -37,6 +37,30 @@ fn all_close(cases: &[Case]) {
     each(|gpu, label| {
         for case in cases {
             case.close(gpu, label, F32);
+        }
+    });
+}
+
+/// The same in both walks, each with the tokens in one segment and in three.
+fn all_close_in_each_walk(cases: &[Case]) {
+    assert!(!cases.is_empty(), "no case");
+    each(|gpu, label| {
+        for schedule in [Schedule::Subgroup, Schedule::Tile] {
+            if schedule == Schedule::Subgroup && gpu.engine().caps().fixed_subgroup().is_none() {
+                say(format_args!("skipped: {label} has no fixed subgroup size"));
+                continue;
+            }
+            for splits in [None, Some(3)] {
+                let tuning = Tuning {
+                    schedule: Some(schedule),
+                    splits,
+                    ..Tuning::default()
+                };
+                let label = format!("{label}, {schedule}, {splits:?}");
+                for case in cases {
+                    case.close_with(gpu, &tuning, &label, F32);
+                }
+            }
         }
     });
 }
@@ -451,11 +475,19 @@ fn normalisers() {
                 }
             }
         }
-        // A row of zeros, guarded.
-        let relu = sizes.op().features(FeatureMap::Relu, FeatureMap::Relu);
-        let mut case = Case::new(relu.normaliser(normaliser(Guard::AtLeast)));
-        case.of(Slot::Q)[..8].fill(-1.0);
-        cases.push(case);
+        // A query of zeros, guarded and not; the first that sees no key.
+        for (guard, eps) in [(Guard::AtLeast, 0.1), (Guard::Add, 0.0), (Guard::Keys, 0.1)] {
+            for reach in [Reach::Causal, Reach::Before] {
+                let relu = sizes.op().features(FeatureMap::Relu, FeatureMap::Sigmoid);
+                let normaliser = Normaliser {
+                    eps: Real(eps),
+                    ..normaliser(guard)
+                };
+                let mut case = Case::new(relu.reach(reach).normaliser(normaliser));
+                case.of(Slot::Q)[..8].fill(-1.0);
+                cases.push(case);
+            }
+        }
     }
     all_close(&cases);
 }
@@ -870,4 +902,191 @@ fn long_sequences() {
     ));
     cases.push(Case::new(sizes.op().reach(Reach::All)));
     all_close(&cases);
+}
+
+/// States that are joined from those of parts of the tokens: every decay and reach, states that last, lengths that end in
+/// any part.
+#[test]
+fn states_of_segments() {
+    let mut cases = Vec::new();
+    let sizes = Sizes::new(50, [8, 8]).heads(2, [2, 1, 2]);
+    let mut push = |op: LinearAttention| {
+        if !is_op(&op) {
+            return;
+        }
+        let mut case = Case::new(op);
+        if let Some((_, g)) = case.data.iter_mut().find(|(slot, _)| *slot == Slot::Decay) {
+            *g = noise(9, g.len());
+            gentle(g);
+        }
+        cases.push(case.clone());
+        for lens in [[50, 20], [34, 0]] {
+            cases.push(case.clone().lens(&lens));
+        }
+    };
+    for reach in REACHES {
+        for decay in sizes.decays() {
+            push(with_states(sizes.op().reach(reach).decay(decay.clone())));
+            let features = sizes
+                .op()
+                .features(FeatureMap::EluPlusOne, FeatureMap::Sigmoid)
+                .normaliser(normaliser(Guard::Add));
+            push(features.reach(reach).decay(decay).carried_state());
+        }
+        let cosine = sizes.op().similarity(Similarity::Cosine { length: 60 });
+        push(cosine.reach(reach).with_final_state());
+    }
+    let before = sizes.op().reach(Reach::Before).decay(sizes.key_decay());
+    push(before.bonus(Layout::f32([2, 8])));
+    push(sizes.op().reach(Reach::BeforeBucket { tokens: 30 }));
+    all_close_in_each_walk(&cases);
+}
+
+/// Tokens in other numbers than a step takes, in segments of one or of none.
+#[test]
+fn few_tokens_in_segments() {
+    let mut cases = Vec::new();
+    for seq in [1, 2, 3, 4, 7] {
+        let sizes = Sizes::new(seq, [5, 3]);
+        for decay in [Decay::None, sizes.token_decay()] {
+            cases.push(Case::new(with_states(sizes.op().decay(decay))));
+        }
+        cases.push(Case::new(sizes.op().reach(Reach::All)));
+        cases.push(Case::new(
+            sizes.op().reach(Reach::BeforeBucket { tokens: 2 }),
+        ));
+        cases.push(Case::new(
+            sizes.op().rule(sizes.delta(false)).with_final_state(),
+        ));
+    }
+    all_close_in_each_walk(&cases);
+}
+
+/// Numbers for choices, the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        // SplitMix64 (Steele et al., 2014).
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % most
+    }
+
+    fn of<T: Clone>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len() as u64) as usize].clone()
+    }
+}
+
+/// An op of any terms that go together.
+fn any_case(dice: &mut Dice) -> Case {
+    loop {
+        let heads = dice.of(&[
+            [1, 1, 1],
+            [4, 1, 2],
+            [2, 2, 2],
+            [1, 1, 3],
+            [2, 1, 1],
+            [2, 4, 4],
+        ]);
+        let lengths = [1, 2, 5, 8, 13, 16, 31, 32, 33, 50, 65, 100];
+        let dims = [1, 3, 4, 6, 8, 12, 16, 20];
+        let packed = dice.below(5) == 0;
+        let sizes = Sizes {
+            batch: if packed { 1 } else { 1 + dice.below(2) },
+            heads,
+            seq: dice.of(&lengths),
+            dims: [dice.of(&dims), dice.of(&dims)],
+        };
+        let tokens = 1 + dice.below(20);
+        let reach = dice.of(&[
+            Reach::Causal,
+            Reach::Causal,
+            Reach::Before,
+            Reach::BeforeBucket { tokens },
+            Reach::All,
+        ]);
+        let updates = if dice.below(6) == 0 {
+            1 + dice.below(3)
+        } else {
+            1
+        };
+        let more = Sizes {
+            seq: sizes.seq * updates,
+            ..sizes
+        };
+        let mut op = sizes
+            .op()
+            .reach(reach)
+            .decay(dice.of(&sizes.decays()))
+            .rule(dice.of(&rules(&more)))
+            .updates_per_token(updates);
+        op.k = more.op().k;
+        op.v = more.op().v;
+        if dice.below(5) == 0 {
+            let length = sizes.seq + dice.below(9);
+            op.similarity = Similarity::Cosine { length };
+        }
+        let signed = [FeatureMap::Identity, FeatureMap::Identity, FeatureMap::Silu];
+        let positive = [
+            FeatureMap::EluPlusOne,
+            FeatureMap::Softmax,
+            FeatureMap::Sigmoid,
+            FeatureMap::Exp { factor: Real(0.7) },
+        ];
+        if dice.below(4) == 0 {
+            op = op.features(dice.of(&positive), dice.of(&positive));
+            op.normaliser = Some(Normaliser {
+                safe: matches!(op.feature_k, FeatureMap::Exp { .. }) && dice.below(2) == 0,
+                ..normaliser(dice.of(&[Guard::Add, Guard::AtLeast, Guard::Keys]))
+            });
+        } else {
+            op = op.features(dice.of(&signed), dice.of(&signed));
+            if dice.below(2) == 0 && reach == Reach::Before {
+                op.bonus = Some(Layout::f32([heads[2], sizes.dims[0]]));
+            }
+        }
+        let cu = {
+            let mut ends: Vec<u32> = (0..4).map(|_| dice.below(sizes.seq + 1) as u32).collect();
+            ends[0] = 0;
+            ends.sort_unstable();
+            ends
+        };
+        if packed {
+            op = op.packed(Layout::new(DType::U32, [cu.len() as u64]));
+        }
+        op = match dice.below(4) {
+            0 => op.with_final_state(),
+            1 => with_states(op),
+            2 => op.carried_state(),
+            _ => op,
+        };
+        if !is_op(&op) {
+            continue;
+        }
+        let mut case = Case::new(op);
+        if packed {
+            case = case.packed(&cu);
+        } else if dice.below(3) == 0 {
+            let lens: Vec<u32> = (0..sizes.batch)
+                .map(|_| dice.below(sizes.seq + 2) as u32)
+                .collect();
+            case = case.lens(&lens);
+        }
+        match dice.below(6) {
+            choice @ 0..3 => return case.laid_out(layouts()[choice as usize]),
+            _ => return case,
+        }
+    }
+}
+
+/// Terms together as no test above has them; PROPTEST_CASES says how many, where there is time for more.
+#[test]
+fn terms_at_random() {
+    let wanted = std::env::var("PROPTEST_CASES").ok();
+    let count = wanted.and_then(|n| n.parse().ok()).unwrap_or(30);
+    let cases: Vec<Case> = (0..count).map(|seed| any_case(&mut Dice(seed))).collect();
+    all_close_in_each_walk(&cases);
 }

@@ -275,7 +275,11 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
             (b * h * m, op.v.shape[3] + 2)
         }
         Op::Softmax(op) => (op.x.elements() / op.x.shape[op.axis], 2),
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => (0, 0),
+        Op::Merge(_)
+        | Op::Rotary(_)
+        | Op::Weights(_)
+        | Op::LinearAttention(_)
+        | Op::ShortConv(_) => (0, 0),
     };
     // A second pass, for functions on weights, has partial results of its own where keys are split.
     let split = outline.splits > 1;
@@ -315,7 +319,9 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
     let all = match outline.op {
         Op::Attention(_) => 4,
         Op::Softmax(_) => 2,
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) => 1,
+        // Subgroup broadcast, where it does not pay.
+        Op::LinearAttention(_) => outline.rejected.len() + 1,
+        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -148,7 +148,8 @@ fn features_stand_for_softmax() {
     let x = Layout::f32([1, 1, seq, dim]);
     // Normally distributed directions, by sums of noise of deviation 1.
     let directions = noise(9, (features * dim) as usize);
-    let deviation = (directions.iter().map(|x| x * x).sum::<f32>() / directions.len() as f32).sqrt();
+    let deviation =
+        (directions.iter().map(|x| x * x).sum::<f32>() / directions.len() as f32).sqrt();
     let directions: Vec<f32> = directions.iter().map(|x| x / deviation).collect();
     let [q, k, v] = [1, 2, 3].map(|seed| {
         let data = noise(seed, (seq * dim) as usize);
@@ -216,8 +217,8 @@ fn features_stand_for_softmax() {
 #[test]
 fn named_errors() {
     let fails = |op: RandomFeatures, caps: &Caps| -> String {
-        let error: Error = Outline::new(&Op::from(op), caps, &foveate::Tuning::default())
-            .expect_err("refused");
+        let error: Error =
+            Outline::new(&Op::from(op), caps, &foveate::Tuning::default()).expect_err("refused");
         error.to_string()
     };
     let minimum = Caps::minimum();
@@ -232,7 +233,10 @@ fn named_errors() {
             RandomFeatures::keys(x(), Layout::f16([5, 8])),
             "the projection as f32",
         ),
-        (RandomFeatures::keys(Layout::f32([4, 8]), Layout::f32([5, 8])), "x: 2 axes"),
+        (
+            RandomFeatures::keys(Layout::f32([4, 8]), Layout::f32([5, 8])),
+            "x: 2 axes",
+        ),
         (good().output(Layout::f32([1, 1, 4, 6])), "y: shape"),
         (good().eps(-1.0), "eps of 0"),
         (good().scale(f32::INFINITY), "finite scale"),

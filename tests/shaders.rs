@@ -11,13 +11,14 @@ use std::{
 
 use foveate::{
     Attention, BlockMask, Caps, Causal, DType, Decay, FeatureMap, Guard, Layout, LinearAttention,
-    Local, LocalWeights, Merge, Mod, Normaliser, Op, RandomFeatures, Reach, Real, Rotary, Schedule, Similarity,
-    Softmax, Stage, Statistic, Tuning, Weights, Window,
+    Local, LocalWeights, Merge, Mod, Normaliser, Op, RandomFeatures, Reach, Real, Rotary, Schedule,
+    ShortConv, Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        linear_attention_quadratic, loop_count, random_features, rotary,
+        linear_attention_join, linear_attention_quadratic, loop_count, random_features, rotary,
+        short_conv_state,
     },
     plan::Outline,
 };
@@ -554,6 +555,180 @@ fn random_features_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn linear_walk_ops(into: &mut BTreeSet<Kernel>) {
+    for bits in 0..512u32 {
+        let set = |bit: u32| bits >> bit & 1 != 0;
+        let dtype = float(set(0));
+        let (key_dim, value_dim) = if set(1) { (6, 5) } else { (8, 8) };
+        let rows = |dim: u64| Layout::new(dtype, [2, 2, 40, dim]);
+        let gates = float(set(0) && set(2));
+        let mut op = LinearAttention::new(rows(key_dim), rows(key_dim), rows(value_dim));
+        op.decay = match bits % 5 {
+            0 => Decay::None,
+            1 => Decay::Head(Layout::f32([2])),
+            2 => Decay::Token(Layout::new(gates, [2, 2, 40])),
+            3 => Decay::Key(Layout::new(gates, [2, 2, 40, key_dim])),
+            _ => Decay::Value(Layout::new(gates, [2, 2, 40, value_dim])),
+        };
+        let read = op.k.clone();
+        op.rule = match bits % 7 {
+            0 => UpdateRule::Delta {
+                beta: None,
+                read: Some(read),
+            },
+            1 => UpdateRule::Delta {
+                beta: Some(Layout::new(gates, [2, 2, 40])),
+                read: None,
+            },
+            2 => UpdateRule::Delta {
+                beta: Some(Layout::new(gates, [2, 2, 40, value_dim])),
+                read: None,
+            },
+            3 => UpdateRule::LowRank {
+                read: read.clone(),
+                write: read,
+            },
+            _ => UpdateRule::Linear,
+        };
+        op.reach = match bits % 11 {
+            0 | 1 => Reach::Before,
+            2 | 3 => Reach::BeforeBucket { tokens: 8 },
+            4 | 5 => Reach::All,
+            _ => Reach::Causal,
+        };
+        op.feature_q = [
+            FeatureMap::Identity,
+            FeatureMap::Softmax,
+            FeatureMap::Exp { factor: Real(0.5) },
+            FeatureMap::Sigmoid,
+        ][bits as usize % 4];
+        op.feature_k = [
+            FeatureMap::Silu,
+            FeatureMap::Exp { factor: Real(0.5) },
+            FeatureMap::Softmax,
+            FeatureMap::EluPlusOne,
+            FeatureMap::Relu,
+            FeatureMap::SquaredRelu,
+        ][bits as usize % 6];
+        if bits % 13 == 0 {
+            op = op.similarity(Similarity::Cosine { length: 64 });
+        }
+        if set(3) {
+            let exp = matches!(op.feature_k, FeatureMap::Exp { .. });
+            op = op.normaliser(Normaliser {
+                eps: Real(1e-6),
+                guard: [Guard::Add, Guard::AtLeast, Guard::Keys][bits as usize % 3],
+                safe: exp && set(4),
+            });
+        }
+        if set(4) && op.reach == Reach::Before {
+            op.bonus = Some(Layout::f32([2, key_dim]));
+        }
+        if set(5) {
+            op = op.with_final_state();
+            if set(6) {
+                op.initial_state = op.final_state.clone();
+                op.initial_sum = op.final_sum.clone();
+                op.in_place = set(7);
+            }
+        }
+        if set(8) {
+            op.kv_len = Some(Layout::new(DType::U32, [2]));
+        }
+        if Op::from(op.clone()).check().is_err() {
+            continue;
+        }
+        for size in [4, 8] {
+            for tuning in [
+                Tuning::default(),
+                Tuning::QUICK_START,
+                Tuning {
+                    splits: Some(4),
+                    ..Tuning::default()
+                },
+                Tuning {
+                    schedule: Some(Schedule::Tile),
+                    ..Tuning::default()
+                },
+            ] {
+                // Buckets are of sums alone.
+                let kernels = Outline::new(&op.clone().into(), &caps(size), &tuning);
+                let buckets = matches!(op.reach, Reach::BeforeBucket { .. });
+                assert!(kernels.is_ok() || buckets, "{kernels:?}");
+                into.extend(
+                    kernels
+                        .iter()
+                        .flat_map(|outline| &outline.steps)
+                        .map(|step| step.kernel),
+                );
+            }
+        }
+    }
+    let packed = |reach| {
+        let rows = Layout::f32([1, 2, 40, 8]);
+        LinearAttention::new(rows.clone(), rows.clone(), rows)
+            .reach(reach)
+            .packed(Layout::new(DType::U32, [4]))
+            .with_final_state()
+    };
+    for reach in [Reach::Causal, Reach::All] {
+        plan(packed(reach), &caps(8), &Tuning::default(), into);
+    }
+}
+
+fn short_conv_ops(into: &mut BTreeSet<Kernel>) {
+    let caps = caps(8);
+    let mut with = |op: ShortConv| plan(op, &caps, &Tuning::default(), into);
+    for bits in 0..64u32 {
+        let set = |bit: u32| bits >> bit & 1 != 0;
+        // Channels side by side, tokens, and neither by fours.
+        let (channels, seq) = [(8, 40), (6, 40), (6, 37)][bits as usize % 3];
+        let x = Layout::new(float(set(0)), [1, channels, seq]);
+        let x = if channels == 8 {
+            Layout::new(x.dtype, [1, seq, channels]).transposed(1, 2)
+        } else {
+            x
+        };
+        for taps in [1, 2 + u64::from(bits) % 7, 4, 9, 12] {
+            for heads in [channels, 1 + u64::from(set(0) != set(4))] {
+                let row = Layout::new(float(set(1)), [heads, taps]);
+                let mut op = ShortConv::new(x.clone(), row);
+                if set(2) {
+                    op.weight = Layout::new(op.weight.dtype, [1, seq, heads, taps]);
+                }
+                if set(3) {
+                    op = op.softmax();
+                    op.renormalise = set(2) && set(4);
+                }
+                if set(4) {
+                    let bias = Layout::new(op.weight.dtype, [channels]);
+                    op = op.bias(bias).silu();
+                }
+                if set(5) {
+                    op = op.packed(Layout::new(DType::U32, [4]));
+                }
+                with(op.clone());
+                if taps == 1 {
+                    continue;
+                }
+                with(op.clone().padding_left(taps / 2));
+                with(op.clone().carried_state());
+                let op = op.with_final_state();
+                with(op.clone());
+                let initial = op.final_state.clone().expect("set");
+                with(op.clone().initial_state(initial));
+                // Short enough for one invocation to have all of it.
+                if !set(2) {
+                    let mut short = op;
+                    short.x = Layout::new(short.x.dtype, [1, channels, 1]);
+                    short.y = short.x.clone();
+                    with(short.carried_state());
+                }
+            }
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     random_features_ops(&mut set);
@@ -567,6 +742,8 @@ fn kernels() -> Vec<Kernel> {
     softmax_ops(&mut set);
     merge_ops(&mut set);
     rotary_ops(&mut set);
+    linear_walk_ops(&mut set);
+    short_conv_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -857,6 +1034,18 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             (rotary::WORKGROUP, 0)
         }
+        Kernel::LinearAttention(variant) => {
+            let width = variant.width() / (variant.lanes * variant.columns);
+            eq("WIDTH", module.constant("WIDTH"), width)?;
+            eq("ROWS4", module.constant("ROWS4"), variant.rows4())?;
+            (variant.lanes, variant.workgroup_bytes())
+        }
+        Kernel::LinearAttentionJoin(_) => (linear_attention_join::WORKGROUP, 0),
+        Kernel::ShortConv(variant) => {
+            eq("WIDTH", module.constant("WIDTH"), variant.width())?;
+            (variant.workgroup, 0)
+        }
+        Kernel::ShortConvState(_) => (short_conv_state::WORKGROUP, 0),
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(

@@ -13,8 +13,8 @@ const ROW_READ: u32 = 2u; //@variant
 const ROW_WRITE: u32 = 3u; //@variant
 const ROW_DECAY: u32 = 4u; //@variant
 
-// Less than any number that a key may hold, and far from overflow.
-const LOWEST: f32 = -1e30;
+// Less than any number that a key may hold; also the largest of no keys.
+const LOWEST: f32 = -3e38;
 
 //@if F16
 enable f16;
@@ -72,6 +72,7 @@ struct Params {
     blocks: u32,            // of value columns
     heads: u32,             // of the output; of the state where there is no output
     segments: u32,
+    sequences: u32,
     segment_tokens: u32,
     token_start: u32,       // tokens of the slice, among those of the batch entry
     token_end: u32,
@@ -84,7 +85,9 @@ struct Params {
     k_share: u32,           // states that share a key
     slot_heads: u32,        // states in scratch
     slot_group: u32,        // heads that share one
-    slot_segments: u32,     // states in scratch per head: one, or one per segment
+    slots: u32,             // states in scratch per head
+    slot_first: u32,        // that of the first segment
+    slot_step: u32,         // from one segment's to the next one's
     giving: u32,            // heads of which the first leaves its state
     slot_size: u32,
     sums_at: u32,           // place in a slot of the sums, one per block
@@ -156,11 +159,11 @@ struct Params {
 //@endif
 //@endif
 //@endif
-//@if FINAL
+//@if BIND_FINAL
 @group(0) @binding(12) var<storage, read_write> final_state: array<StateStored>; // [sequences, state_heads, rows, value_dim]
-//@if FINAL_SUM
-@group(0) @binding(13) var<storage, read_write> final_sum: array<StateScalar>; // [sequences, state_heads, rows]
 //@endif
+//@if BIND_FINAL_SUM
+@group(0) @binding(13) var<storage, read_write> final_sum: array<StateScalar>; // [sequences, state_heads, rows]
 //@endif
 //@if KV_LEN
 @group(0) @binding(14) var<storage, read> kv_len: array<u32>; // [batch]
@@ -328,6 +331,11 @@ fn turned(x: vec4<f32>, b: u32, place: u32) -> vec4<f32> {
 
 fn largest(x: vec4<f32>) -> f32 {
     return max(max(x.x, x.y), max(x.z, x.w));
+}
+
+// exp(x - top); of what is not there, 0.
+fn exp_below(x: vec4<f32>, top: f32) -> vec4<f32> {
+    return select(exp(x - top), vec4<f32>(), x == vec4<f32>(LOWEST));
 }
 
 fn sum_of(x: vec4<f32>) -> f32 {

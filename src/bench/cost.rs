@@ -1,7 +1,7 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
 use crate::{
-    Attention, Layout, LinearAttention, Merge, Op, Rotary, Softmax,
+    Attention, Layout, LinearAttention, Merge, Op, Rotary, ShortConv, Softmax,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -68,7 +68,7 @@ impl std::ops::Add for Cost {
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
 /// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
-/// the state for each update and each query.
+/// the state for each update and each query, a convolution 2 per tap of an element.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -90,6 +90,9 @@ pub fn cost(op: &Op) -> Cost {
         Op::Rotary(op) => 3.0 * op.x.elements() as f64 * turned(op),
         Op::LinearAttention(op) => linear_attention_operations(op),
         Op::RandomFeatures(op) => 2.0 * op.y.elements() as f64 * dims(&op.x)[3] as f64,
+        Op::ShortConv(ShortConv { x, weight, .. }) => {
+            2.0 * x.elements() as f64 * weight.shape.last().map_or(0, |&taps| taps) as f64
+        }
     };
     Cost {
         operations,

@@ -532,6 +532,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Weights(op) => (Slot::Out, &op.out),
         Op::LinearAttention(op) => (Slot::O, &op.o),
         Op::RandomFeatures(op) => (Slot::Y, &op.y),
+        Op::ShortConv(op) => (Slot::Y, &op.y),
     }
 }
 

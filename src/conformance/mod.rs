@@ -7,15 +7,21 @@
 mod case;
 mod coca;
 mod compare;
+mod conv;
 mod davit;
+mod fla;
 mod flex;
 mod gates;
 mod halonet;
 mod hilo;
+#[cfg(test)]
+mod host;
 mod linear;
+mod linear_attention;
 mod moh;
 mod natten;
 mod onnx;
+mod onnx_linear;
 mod pairs;
 mod performer;
 mod problem;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Storage for floats of this width.
-fn storage(array: &Array, half: DType) -> Result<DType, String> {
+pub(super) fn storage(array: &Array, half: DType) -> Result<DType, String> {
     match array.dtype {
         Dtype::F32 | Dtype::BF16 => Ok(DType::F32),
         Dtype::F16 => Ok(half),
@@ -30,16 +30,16 @@ fn slot<'a>(reader: &Reader<'a>, list: &str, index: usize) -> Option<&'a str> {
         .filter(|name| !name.is_empty())
 }
 
-fn input<'a>(reader: &mut Reader<'a>, index: usize) -> Option<&'a Array> {
+pub(super) fn input<'a>(reader: &mut Reader<'a>, index: usize) -> Option<&'a Array> {
     let name = slot(reader, "node_inputs", index)?;
     reader.optional(&format!("in.{name}"))
 }
 
-fn required<'a>(reader: &mut Reader<'a>, index: usize) -> Result<&'a Array, String> {
+pub(super) fn required<'a>(reader: &mut Reader<'a>, index: usize) -> Result<&'a Array, String> {
     input(reader, index).ok_or_else(|| format!("the node has no input {index}"))
 }
 
-fn output(reader: &Reader<'_>, index: usize) -> Result<String, String> {
+pub(super) fn output(reader: &Reader<'_>, index: usize) -> Result<String, String> {
     slot(reader, "node_outputs", index)
         .map(|name| format!("out.{name}"))
         .ok_or_else(|| format!("the node has no output {index}"))
@@ -426,7 +426,7 @@ fn cache(past: &Array, fresh: Operand) -> Result<Operand, String> {
 
 /// Queries, keys or values, [batch, heads, seq, dim] or [batch, seq, heads * dim], as
 /// [batch, heads, seq, dim] and without a copy.
-fn operand(array: &Array, heads: Option<u64>, half: DType) -> Result<Operand, String> {
+pub(super) fn operand(array: &Array, heads: Option<u64>, half: DType) -> Result<Operand, String> {
     let dtype = storage(array, half)?;
     match (array.shape.as_slice(), heads) {
         ([_, _, _, _], _) => Ok(Operand::whole(array, dtype)),

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::{
     case::{Array, Case, Values},
-    coca, davit, flex, gates, halonet, hilo, moh, natten, onnx, pairs, performer, relative,
-    streaming, torch,
+    coca, conv, davit, fla, flex, gates, halonet, hilo, linear_attention, moh, natten, onnx,
+    onnx_linear, pairs, performer, relative, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -148,6 +148,13 @@ impl Problem {
         let last = self.calls.len().saturating_sub(1);
         self.expected
             .push((name.to_owned(), Source::Call(last, slot)));
+        self
+    }
+
+    /// Compares an output of any call.
+    pub fn expect_of(mut self, call: usize, slot: Slot, name: &str) -> Self {
+        self.expected
+            .push((name.to_owned(), Source::Call(call, slot)));
         self
     }
 
@@ -464,6 +471,29 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "mossformer" => pairs::mixed(&mut reader),
         "lln" => pairs::log_normal(&mut reader),
         "performer" => performer::favor(&mut reader),
+        "onnx_linear_attention" => onnx_linear::linear_attention(&mut reader, half),
+        "lightning_attention" => linear_attention::lightning(&mut reader),
+        "minimax_lightning" => linear_attention::minimax(&mut reader),
+        "cosformer" => linear_attention::cosformer(&mut reader),
+        "lucidrains_linear" => linear_attention::bucketed(&mut reader),
+        "fast_transformers" if case.op == "linear_attention_elu" => {
+            linear_attention::elu(&mut reader)
+        }
+        "fla_linear_attn"
+        | "fla_retention"
+        | "fla_simple_gla"
+        | "fla_gla"
+        | "fla_delta_rule"
+        | "fla_gated_delta_rule"
+        | "fla_gated_delta_product"
+        | "fla_kda"
+        | "fla_comba"
+        | "fla_rwkv6"
+        | "fla_iplr"
+        | "fla_dplr" => fla::recurrence(&mut reader),
+        "fla_gated_slot_attention" => fla::slots(&mut reader),
+        "onnx_causal_conv" => conv::causal(&mut reader, half),
+        "light_dynamic_conv" => conv::light_or_dynamic(&mut reader),
         family => Err(format!("no op covers {family}")),
     }?;
     // A case is understood only when all of it is.

@@ -11,10 +11,14 @@ pub mod ceiling_fma;
 pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
+pub mod linear_attention;
+pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod loop_count;
 pub mod random_features;
 pub mod rotary;
+pub mod short_conv;
+pub mod short_conv_state;
 pub mod softmax;
 
 mod attention;
@@ -111,10 +115,14 @@ registry! {
     attention_merge: AttentionMerge,
     attention_weights: AttentionWeights,
     attention_mass: AttentionMass,
+    linear_attention: LinearAttention,
+    linear_attention_join: LinearAttentionJoin,
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
     random_features: RandomFeatures,
     rotary: Rotary,
+    short_conv: ShortConv,
+    short_conv_state: ShortConvState,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -142,7 +142,7 @@ pub enum Reach {
 }
 
 /// Division of the output by `den = scale * φ(q) · z`, where `z` is the state of the keys: it decays as the state
-/// does, and adds `φ(k)`.
+/// does, and adds `φ(k)`. A division by 0 gives 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Normaliser {
@@ -620,7 +620,7 @@ impl LinearAttention {
     pub(crate) fn state_rows(&self) -> u64 {
         let [.., key_dim] = dims(&self.k);
         match self.similarity {
-            Similarity::Cosine { .. } => 2 * key_dim,
+            Similarity::Cosine { .. } => key_dim.saturating_mul(2),
             _ => key_dim,
         }
     }
@@ -641,7 +641,11 @@ impl LinearAttention {
     fn sum_shape(&self) -> [u64; 3] {
         let [_, heads, ..] = dims(&self.v);
         let safe = self.normaliser.is_some_and(|normaliser| normaliser.safe);
-        [self.sequences(), heads, self.state_rows() + u64::from(safe)]
+        [
+            self.sequences(),
+            heads,
+            self.state_rows().saturating_add(safe.into()),
+        ]
     }
 
     pub(super) fn check(&self) -> Result<()> {

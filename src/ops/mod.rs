@@ -7,6 +7,7 @@ mod modification;
 pub mod presets;
 mod random_features;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -20,6 +21,7 @@ pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
 pub use random_features::{RandomFeatures, RandomFeaturesArgs, RandomKernel, Stabiliser};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
+pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use weights::{Stage, Statistic, Weights};
 
@@ -49,6 +51,8 @@ pub enum Op {
     LinearAttention(LinearAttention),
     /// Random features of queries and keys.
     RandomFeatures(RandomFeatures),
+    /// Short depthwise convolution along the sequence.
+    ShortConv(ShortConv),
 }
 
 impl Op {
@@ -65,6 +69,7 @@ impl Op {
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
             Self::RandomFeatures(op) => op.check(),
+            Self::ShortConv(op) => op.check(),
         }
     }
 
@@ -78,6 +83,7 @@ impl Op {
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
             Self::RandomFeatures(op) => op.tensors(),
+            Self::ShortConv(op) => op.tensors(),
         }
     }
 
@@ -129,11 +135,17 @@ impl From<LinearAttention> for Op {
     }
 }
 
+impl From<ShortConv> for Op {
+    fn from(op: ShortConv) -> Self {
+        Self::ShortConv(op)
+    }
+}
+
 /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// Input of softmax and rotary embedding.
+    /// Input of softmax, rotary embedding and convolution.
     X,
     /// Their output.
     Y,
@@ -149,7 +161,7 @@ pub enum Slot {
     Lse,
     /// Boolean mask.
     Mask,
-    /// Additive bias.
+    /// Additive bias, of attention's scores or of a convolution.
     Bias,
     /// Valid keys of each batch entry.
     KvLen,
@@ -217,13 +229,15 @@ pub enum Slot {
     LocalK,
     /// Random directions.
     Projection,
+    /// Weights of a convolution.
+    Weight,
     /// Partial results, allocated by the engine.
     Scratch,
 }
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -266,6 +280,7 @@ impl Slot {
         Self::LocalQ,
         Self::LocalK,
         Self::Projection,
+        Self::Weight,
         Self::Scratch,
     ];
 
@@ -317,6 +332,7 @@ impl Slot {
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
             Self::Projection => "projection",
+            Self::Weight => "weight",
             Self::Scratch => "scratch",
         }
     }

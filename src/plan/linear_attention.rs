@@ -1,11 +1,12 @@
 //! Linear attention: which form it takes.
 
 mod quadratic;
+mod walk;
 
 use super::{Outline, Schedule, Tuning};
 use crate::{
     caps::Caps,
-    error::{Error, Result},
+    error::Result,
     ops::{LinearAttention, Similarity},
 };
 
@@ -18,14 +19,7 @@ pub(super) fn outline(op: &LinearAttention, caps: &Caps, tuning: &Tuning) -> Res
             caps,
             "a state would have as many rows as the square of the key dimension",
         )?,
-        None => quadratic::outline(op, caps, "no walk over the tokens covers it yet")?,
-        _ => {
-            return Err(Error::unsupported(
-                "linear attention",
-                "no walk over the tokens covers it yet",
-                "leave the schedule open",
-            ));
-        }
+        _ => walk::outline(op, caps, tuning)?,
     };
     quadratic::add_local(op, caps, &mut outline)?;
     Ok(outline)

@@ -7,6 +7,7 @@ mod linear_attention;
 mod merge;
 mod random_features;
 mod rotary;
+mod short_conv;
 mod slice;
 mod softmax;
 
@@ -34,7 +35,7 @@ pub enum Schedule {
     Tile,
     /// Attention: tiles multiplied by cooperative matrices.
     Matrix,
-    /// Softmax, merging, rotary embedding and weights: whole rows in one dispatch, as far as they go.
+    /// Softmax, merging, rotary embedding, convolution and weights: whole rows in one dispatch, as far as they go.
     Rows,
     /// Softmax: ranges of rows, in two dispatches.
     Ranges,
@@ -172,10 +173,12 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::RandomFeatures(_) => {
-                &[Schedule::Rows]
-            }
-            Op::LinearAttention(_) => &[Schedule::Rows, Schedule::Quadratic],
+            Op::Merge(_)
+            | Op::Rotary(_)
+            | Op::Weights(_)
+            | Op::ShortConv(_)
+            | Op::RandomFeatures(_) => &[Schedule::Rows],
+            Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -201,6 +204,7 @@ impl Outline {
             Op::Rotary(op) => rotary::outline(op, caps)?,
             Op::RandomFeatures(op) => random_features::outline(op, caps)?,
             Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
+            Op::ShortConv(op) => short_conv::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -6,6 +6,7 @@ mod merge;
 pub mod presets;
 mod random_features;
 mod rotary;
+mod short_conv;
 mod softmax;
 mod weights;
 
@@ -16,6 +17,7 @@ pub use linear_attention::{
 pub use merge::merge;
 pub use random_features::random_features;
 pub use rotary::{RotaryInputs, rotary};
+pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use weights::{Matrix, weights};
 

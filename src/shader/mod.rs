@@ -114,6 +114,10 @@ const SHARED: &[(&str, &str)] = &[
     ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
+        "linear_tensors",
+        include_str!("../../shaders/shared/linear_tensors.wgsl"),
+    ),
+    (
         "online_softmax",
         include_str!("../../shaders/shared/online_softmax.wgsl"),
     ),

@@ -144,7 +144,8 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         | Op::Rotary(_)
         | Op::Weights(_)
         | Op::LinearAttention(_)
-        | Op::RandomFeatures(_) => {}
+        | Op::RandomFeatures(_)
+        | Op::ShortConv(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -217,6 +218,12 @@ pub fn bucket(op: &Op) -> String {
             "linear attention {} of 2^{} elements",
             op.q.dtype,
             log2(op.o.elements())
+        ),
+        Op::ShortConv(op) => format!(
+            "short conv {} of 2^{} elements, {} taps",
+            op.x.dtype,
+            log2(op.x.elements()),
+            op.taps()
         ),
         Op::Attention(op) => attention_bucket(op),
     }

@@ -390,10 +390,17 @@ fn want_shape(op: &LinearAttention) -> Vec<u64> {
     sum.map_or(vec![1], |layout| layout.shape.clone())
 }
 
+/// Logarithms of decays that keep what a state holds over some hundred tokens.
+pub fn gentle(noise: &mut [f32]) {
+    for x in noise {
+        *x = -0.01 * x.abs();
+    }
+}
+
 /// Logarithms of decays from noise: some that clear a state, some that keep it, strong and weak ones.
 pub fn gates(noise: &mut [f32]) {
     for (at, x) in noise.iter_mut().enumerate() {
-        *x = match (at * 7 + at / 5) % 11 {
+        *x = match (at * 7 + at / 5 + 4) % 11 {
             0 => -1000.0,
             1 | 2 => 0.0,
             3 => -20.0 * x.abs(),
