@@ -20,7 +20,7 @@ pub enum RandomKernel {
         /// What the maximum is taken over.
         stabiliser: Stabiliser,
     },
-    /// A kernel of its own: `y_f = max(u · p_f, 0) + eps`.
+    /// A kernel of its own: `y_f = max(u · p_f, 0) + eps`, `u` as above.
     Relu,
 }
 
@@ -47,7 +47,7 @@ pub struct RandomFeatures {
     pub y: Layout,
     /// What their products stand for.
     pub kernel: RandomKernel,
-    /// Factor on `x`; when absent, `dim^(-1/4)` for softmax, so that scores are divided by `sqrt(dim)`, else 1.
+    /// Factor on `x`; `dim^(-1/4)` when absent, so that the scores of softmax are divided by `sqrt(dim)`.
     #[serde(default)]
     pub scale: Option<Real>,
     /// Added to each feature, 0 or more.
@@ -110,12 +110,9 @@ impl RandomFeatures {
 
     /// The factor on `x` that holds.
     pub fn effective_scale(&self) -> f32 {
-        match (self.scale, self.kernel) {
-            (Some(Real(scale)), _) => scale,
-            (None, RandomKernel::Softmax { .. }) => {
-                (*self.x.shape.last().unwrap_or(&1) as f32).powf(-0.25)
-            }
-            (None, RandomKernel::Relu) => 1.0,
+        match self.scale {
+            Some(Real(scale)) => scale,
+            None => (*self.x.shape.last().unwrap_or(&1) as f32).powf(-0.25),
         }
     }
 
