@@ -67,12 +67,18 @@ var<workgroup> squares: array<f32, ROWS>;
 // u . p_f of all rows.
 fn products(feature: u32) -> vec4<f32> {
     let at = params.projection_at + feature * params.projection_feature;
+    // Some dims are summed before they are added: fewer additions to a large number.
     var sum = vec4<f32>();
+    var part = vec4<f32>();
     for (var d = 0u; d < params.dim; d++) {
         let u = vec4<f32>(rows[d], rows[MAX_DIM + d], rows[2u * MAX_DIM + d], rows[3u * MAX_DIM + d]);
-        sum = fma(u, vec4<f32>(projection[at + d * params.projection_dim]), sum);
+        part = fma(u, vec4<f32>(projection[at + d * params.projection_dim]), part);
+        if (d % 16u == 15u) {
+            sum += part;
+            part = vec4<f32>();
+        }
     }
-    return sum;
+    return sum + part;
 }
 
 @compute @workgroup_size(WORKGROUP)
