@@ -5,7 +5,7 @@ mod common;
 use common::{gpus, name, place, say, untouched_around};
 use foveate::{
     Caps, DType, Error, Gpu, Guard, Layout, LinearAttention, LinearAttentionArgs, Normaliser, Op,
-    RandomFeatures, RandomFeaturesArgs, Reach, Real,
+    RandomFeatures, RandomFeaturesArgs, Reach, Real, Schedule, Tuning,
     plan::Outline,
     reference::{self, noise},
 };
@@ -188,7 +188,12 @@ fn features_stand_for_softmax() {
             safe: false,
         });
         let o = gpu.allocate(op.o.clone()).expect("fits");
-        let plan = gpu.engine().plan(&op.into()).expect("plans");
+        // One variant for all widths, which compiles fast.
+        let tuning = Tuning {
+            schedule: Some(Schedule::Quadratic),
+            ..Tuning::default()
+        };
+        let plan = gpu.engine().plan_with(&op.into(), &tuning).expect("plans");
         let args = LinearAttentionArgs::new(
             q_features.view(),
             k_features.view(),
@@ -227,7 +232,7 @@ fn features_stand_for_softmax() {
 fn named_errors() {
     let fails = |op: RandomFeatures, caps: &Caps| -> String {
         let error: Error =
-            Outline::new(&Op::from(op), caps, &foveate::Tuning::default()).expect_err("refused");
+            Outline::new(&Op::from(op), caps, &Tuning::default()).expect_err("refused");
         error.to_string()
     };
     let minimum = Caps::minimum();
