@@ -427,21 +427,21 @@ fn named_errors() {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         says(&error, &[word]);
     }
-    let rows = Tuning {
-        schedule: Some(Schedule::Rows),
+    let walk = Tuning {
+        schedule: Some(Schedule::Subgroup),
         ..PAIRS
     };
     let square = sizes.op().similarity(Similarity::Square);
     assert!(matches!(
-        fails(square.clone(), &rows),
+        fails(square.clone(), &walk),
         Error::Unsupported { .. }
     ));
-    let tile = Tuning {
-        schedule: Some(Schedule::Tile),
+    let decode = Tuning {
+        schedule: Some(Schedule::Decode),
         ..PAIRS
     };
     says(
-        &fails(square.clone(), &tile),
+        &fails(square.clone(), &decode),
         &["tuning.schedule", "quadratic"],
     );
     let caps = Caps {
