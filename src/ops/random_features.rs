@@ -159,7 +159,7 @@ impl RandomFeatures {
             ));
         }
         let (scale, Real(eps)) = (self.effective_scale(), self.eps);
-        if !scale.is_finite() || !(eps >= 0.0 && eps.is_finite()) {
+        if !(scale.is_finite() && eps >= 0.0 && eps.is_finite()) {
             return Err(Error::invalid(
                 "scale",
                 format!("a scale of {scale}, an eps of {eps}"),
