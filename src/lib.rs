@@ -127,15 +127,13 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
-    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, Denominator,
-    FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
-    Mod, ModBuffer, Normaliser, Op, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
-    Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,
-    UpdateRule, Weights, Window, rotary_tables,
-};
-pub use ops::{
-    AftFull, AftFullArgs, BiasTerm, FlowAttention, FlowAttentionArgs, HrrAttention,
-    HrrAttentionArgs, PositionBias, PositionBiasArgs,
+    Activation, AftFull, AftFullArgs, Attention, AttentionArgs, BiasTerm, BlockMask, Causal,
+    Corner, Decay, Denominator, FeatureMap, FlowAttention, FlowAttentionArgs, Guard, HrrAttention,
+    HrrAttentionArgs, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
+    Mod, ModBuffer, Normaliser, Op, PositionBias, PositionBiasArgs, RandomFeatures,
+    RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
+    Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stabiliser, Stage,
+    Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

@@ -279,7 +279,8 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::Rotary(_)
         | Op::Weights(_)
         | Op::LinearAttention(_)
-        | Op::ShortConv(_) => (0, 0),
+        | Op::ShortConv(_)
+        | Op::RandomFeatures(_) => (0, 0),
         Op::Scan(_) => return Err("tests/scan.rs has the tests of this op".into()),
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
             return Err("tests/forms.rs has the tests of this op".into());
@@ -325,7 +326,11 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::Softmax(_) | Op::Scan(_) => 2,
         // Subgroup broadcast, where it does not pay.
         Op::LinearAttention(_) => outline.rejected.len() + 1,
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => 1,
+        Op::Merge(_)
+        | Op::Rotary(_)
+        | Op::Weights(_)
+        | Op::ShortConv(_)
+        | Op::RandomFeatures(_) => 1,
         Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
         Op::AftFull(_) => 2,
     };

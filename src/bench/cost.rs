@@ -91,6 +91,7 @@ pub fn cost(op: &Op) -> Cost {
         Op::Merge(Merge { o_parts, .. }) => 2.0 * o_parts.elements() as f64,
         Op::Rotary(op) => 3.0 * op.x.elements() as f64 * turned(op),
         Op::LinearAttention(op) => linear_attention_operations(op),
+        Op::RandomFeatures(op) => 2.0 * op.y.elements() as f64 * dims(&op.x)[3] as f64,
         Op::ShortConv(ShortConv { x, weight, .. }) => {
             2.0 * x.elements() as f64 * weight.shape.last().map_or(0, |&taps| taps) as f64
         }

@@ -531,6 +531,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Rotary(op) => (Slot::Y, &op.y),
         Op::Weights(op) => (Slot::Out, &op.out),
         Op::LinearAttention(op) => (Slot::O, &op.o),
+        Op::RandomFeatures(op) => (Slot::Y, &op.y),
         Op::ShortConv(op) => (Slot::Y, &op.y),
         Op::Scan(scan) => {
             let first = scan

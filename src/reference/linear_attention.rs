@@ -610,7 +610,7 @@ fn add_local(a: &LinearAttentionInputs<'_>, sizes: &Sizes, o: &mut [f64]) {
                 LocalWeights::SquaredRelu => scores.iter().map(|s| s.max(0.0).powi(2)).collect(),
                 LocalWeights::Laplace => (scores.iter())
                     .map(|s| {
-                        let deviation = (std::f64::consts::PI / 4.0).sqrt();
+                        let deviation = (4.0 * std::f64::consts::PI).recip().sqrt();
                         let from_mean = (s - 0.5f64.sqrt()) / (deviation * 2f64.sqrt());
                         (1.0 + erf(from_mean)) / 2.0
                     })
