@@ -125,7 +125,7 @@ impl Walk {
         let long = taps > MOST_TAPS.into();
         let ahead = op.padding_left + 1 < taps;
         let read = if [&op.x, &op.y].iter().all(|x| fours(x, 1))
-            && (per_head % 4 == 0 || (per_head == 1 && !dynamic))
+            && (per_head.is_multiple_of(4) || (per_head == 1 && !dynamic))
         {
             Read::Channels4
         } else if !long && !packed && !ahead && [&op.x, &op.y].iter().all(|x| fours(x, 2)) {
