@@ -472,7 +472,7 @@ fn small(gpu: &Gpu) -> Gpu {
     *small.engine_mut() = gpu.engine().clone().with_caps(Caps {
         max_binding_bytes: 2048,
         max_workgroups: 3,
-        loop_budget: 100,
+        loop_budget: 150,
         ..caps
     });
     small
@@ -484,6 +484,10 @@ fn slices_of_small_bindings_and_grids() {
         let small = small(gpu);
         for taps in [4, 9, 21] {
             for (channels, channels_last) in [(8, true), (5, true), (6, false), (64, true)] {
+                // The tokens that a token's taps reach must fit one binding.
+                if channels * taps * 4 > 1100 {
+                    continue;
+                }
                 let op = causal(DType::F32, [2, channels, 304], taps, channels_last);
                 let plan = small.engine().plan(&op.clone().into()).expect("plans");
                 assert!(plan.outline().steps.len() >= 8, "{}", plan.explain());
@@ -497,7 +501,8 @@ fn slices_of_small_bindings_and_grids() {
                 if taps < 21 {
                     check(&small, &dynamic);
                 }
-                if channels < 64 {
+                // States of all sequences must fit one as well.
+                if channels < 64 && taps < 21 {
                     let mut packed = op;
                     packed.x = shaped(DType::F32, [1, channels, 304], channels_last);
                     packed.y = packed.x.clone();
