@@ -1,8 +1,8 @@
 //! Attention on any GPU: WGSL compute shaders, planned, specialised and cached by Rust on [`wgpu`].
 //!
-//! An op ([`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`]) is plain data: what to compute, on tensors of
-//! which layout. For a device, it is planned (a schedule is chosen and compiled), bound to buffers, and recorded
-//! into a compute pass. Planning may compile, binding may allocate, recording does neither.
+//! An op ([`Attention`], [`Merge`], [`Rotary`], [`ShortConv`], [`Softmax`], [`Weights`]) is plain data: what to
+//! compute, on tensors of which layout. For a device, it is planned (a schedule is chosen and compiled), bound to
+//! buffers, and recorded into a compute pass. Planning may compile, binding may allocate, recording does neither.
 //!
 //! # With no device of your own
 //!
@@ -82,7 +82,7 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
 //! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
