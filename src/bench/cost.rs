@@ -1,7 +1,7 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
 use crate::{
-    Attention, Layout, LinearAttention, Merge, Op, Rotary, ShortConv, Softmax,
+    Attention, Layout, LinearAttention, Merge, Op, Rotary, ShortConv, Softmax, UpdateRule,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -68,7 +68,12 @@ impl std::ops::Add for Cost {
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
 /// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
-/// the state for each update and each query, a convolution 2 per tap of an element.
+/// the state for each update (delta rule: 4) and each query, a convolution 2 per tap of an element.
+///
+/// The count of linear attention is that of the recurrence, whatever the schedule: `k vᵀ` added to the state, and
+/// `q S`, each a multiplication and an addition per element. The delta rule reads the state once more per update.
+/// Decays, feature maps and normalisers are not counted; a schedule that does more work than the recurrence to have
+/// larger products is not paid for it. A state that is carried on in place is read and written.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -77,7 +82,7 @@ pub fn cost(op: &Op) -> Cost {
         if op.is_output(slot) {
             written_bytes += bytes;
         }
-        if !op.is_output(slot) || in_place(op) {
+        if !op.is_output(slot) || in_place(op, slot) {
             read_bytes += bytes;
         }
     }
@@ -100,10 +105,12 @@ pub fn cost(op: &Op) -> Cost {
     }
 }
 
-fn in_place(op: &Op) -> bool {
+/// Whether what the op writes to a tensor takes the place of what it reads there.
+fn in_place(op: &Op, slot: Slot) -> bool {
     match op {
         Op::Softmax(op) => op.in_place,
         Op::Rotary(op) => op.in_place,
+        Op::LinearAttention(op) => op.in_place && matches!(slot, Slot::FinalState | Slot::FinalSum),
         _ => false,
     }
 }
@@ -150,11 +157,18 @@ fn attention_operations(op: &Attention) -> f64 {
     2.0 * (head_dim + value_dim) as f64 * op.visible_pairs() * (batch * heads) as f64
 }
 
-/// Those of the recurrence: a multiplication and an addition per element of the state for each update and for
-/// each query.
+/// Those of the recurrence: a multiplication and an addition per element of the state for each update (two in the delta
+/// rule, three in the low-rank one) and for each query.
 fn linear_attention_operations(op: &LinearAttention) -> f64 {
     let [batch, heads, updates, value_dim] = dims(&op.v);
     let [_, o_heads, seq, _] = dims(&op.o);
     let state = (op.state_rows() * value_dim) as f64;
-    2.0 * state * (batch * (heads * updates + o_heads * seq)) as f64
+    let passes = match op.rule {
+        UpdateRule::Linear => 1,
+        // What is held under a key is read before it is corrected.
+        UpdateRule::Delta { .. } => 2,
+        // `k vᵀ`, `aᵀ S` and `b (aᵀ S)`.
+        UpdateRule::LowRank { .. } => 3,
+    };
+    2.0 * state * (batch * (passes * heads * updates + o_heads * seq)) as f64
 }
