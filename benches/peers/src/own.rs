@@ -78,7 +78,8 @@ fn prepare(job: &Job, adapter: Option<&str>) -> Result<(Gpu, Call, Ready)> {
     if matches!(&job.workload, Workload::LinearAttention(shape) if shape.state) {
         return Err(Error::Argument {
             argument: "state",
-            message: "a carried state changes from run to run; measure it with foveate bench".into(),
+            message: "a carried state changes from run to run; measure it with foveate bench"
+                .into(),
         });
     }
     let op = Workload::op(&job.workload);
