@@ -1164,7 +1164,7 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::Scan(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
-            (variant.workgroup, 0)
+            (scan::WORKGROUP, 0)
         }
         Kernel::ScanJoin(variant) => {
             eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
