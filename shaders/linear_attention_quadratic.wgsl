@@ -315,8 +315,8 @@ fn counts(s: f32, i: u32, j: u32) -> f32 {
             return y * y;
         }
         case PAIR_LAPLACE: {
-            // The normal distribution of mean sqrt(1/2) and deviation sqrt(pi / 4).
-            return 0.5 * erfc((0.70710678 - s) * 0.79788456);
+            // The normal distribution of mean sqrt(1 / 2) and deviation sqrt(1 / (4 pi)).
+            return 0.5 * erfc((0.70710678 - s) * 2.5066283);
         }
         default: {
             return s;

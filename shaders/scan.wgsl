@@ -4,17 +4,14 @@
 //            u_t = u_{t-1} exp(m_{t-1} - m_t) + exp(x_t - m_t); without VALUES o = z = m + log u, the weight is
 //            exp(x_t - z_t), the log decay z_{t-1} - z_t; with VALUES w as u, each term times v_t, and o = w / u; with
 //            STEP w_t = w_{t-1} + exp(x_t - m_t) / u_t v_t, and o = w. GATE: o times sigmoid(gate).
-// Grid:      one invocation per (EACH times WIDTH channels; head; segment; batch entry or sequence), channels fastest.
-// Workgroup: 64 invocations; a subgroup's where they own several vectors of channels.
+// Grid:      one invocation per (WIDTH channels; head; segment; batch entry or sequence), channels fastest.
+// Workgroup: 64 invocations.
 // Memory:    none.
 //
 // Phases: APPLY walks over a segment from its start, and writes what is asked for; where there are several
 // (SPLIT), its start is in scratch. Before that, REDUCE leaves what a segment alone makes of nothing, and
 // scan_join makes starts of these; with STEP this is done for m and u first, then (SUMS) for w, which depends on the
 // u of then. SPREAD writes o = w / u of the whole sequence to all tokens, CLEAR zeros to those past the last sequence.
-
-// Where an invocation owns several vectors (STRIPES), for CPUs, `lanes` neighbours read a stretch of a token together,
-// a vector each in turn: else every token would be another page, of which little is read.
 
 //@import grid
 //@import scan_state
@@ -43,14 +40,10 @@ alias DecayStored = DecayScalar;
 const WORKGROUP: u32 = 64u; //@variant
 // Tokens that are loaded at once.
 const BLOCK: u32 = 8u; //@variant
-// Vectors of channels that an invocation owns.
-const EACH: u32 = 1u; //@variant
 
 struct Params {
     invocations: u32,
     units: u32,             // of channels, WIDTH each
-    columns: u32,           // invocations that share the units: EACH of them each
-    lanes: u32,             // neighbours whose units lie side by side
     heads: u32,
     segments: u32,          // of each batch entry or sequence, in this dispatch
     last_segment: u32,      // of those of this window; sequences end where they say
@@ -377,13 +370,14 @@ fn main(
     if (number >= params.invocations) {
         return;
     }
-    let column = number % params.columns;
-    var rest = number / params.columns;
+    let unit = number % params.units;
+    var rest = number / params.units;
     let head = rest % params.heads;
     rest /= params.heads;
     let segment = rest % params.segments;
     let entry = rest / params.segments;
-    let slot_head = (entry * params.heads + head) * params.units;
+    let channel = unit * WIDTH;
+    let slot_row = (entry * params.heads + head) * params.units + unit;
 
 //@if PACKED
     let cu = params.cu_at + (params.entry_start + entry) * params.cu_step;
@@ -395,21 +389,15 @@ fn main(
     let begin = min(cu_seqlens[cu], params.length);
     let stop = clamp(cu_seqlens[cu + params.cu_step], begin, params.length);
 //@endif
-    let batch = 0u;
+    let row = row_of(0u, head, channel);
     let first = min(begin + segment * params.segment_length, stop);
     let end = min(first + params.segment_length, stop);
     let last_segment = (max(stop - begin, 1u) - 1u) / params.segment_length;
 //@else
-    let batch = entry;
+    let row = row_of(entry, head, channel);
     let first = segment * params.segment_length;
     let end = min(first + params.segment_length, params.length);
     let last_segment = params.last_segment;
-//@endif
-
-//@if !WALK
-    let unit = column;
-    let channel = unit * WIDTH;
-    let row = row_of(batch, head, channel);
 //@endif
 
 //@if CLEAR
@@ -434,7 +422,7 @@ fn main(
 //@endif
 
 //@if SPREAD
-    let state = load_slot(params.start_slot, slot_head + unit);
+    let state = load_slot(params.start_slot, slot_row);
 //@if OUTPUT
     let value = over(state.w, state.u);
     for (var t = first; t < end; t++) {
@@ -449,107 +437,15 @@ fn main(
 //@endif
 
 //@if WALK
-    var owned: array<State, EACH>;
-    //@unroll !STRIPES
-    for (var e = 0u; e < EACH; e++) {
-        let unit = unit_of(column, e);
-        owned[e] = nothing();
-        if (unit < params.units) {
-            owned[e] = start_of(segment, entry, head, unit * WIDTH, slot_head + unit);
-        }
-    }
-
-    var t = first;
-    for (; t + BLOCK <= end; t += BLOCK) {
-        //@unroll !STRIPES
-        for (var e = 0u; e < EACH; e++) {
-            let unit = unit_of(column, e);
-            if (unit < params.units) {
-                let row = row_of(batch, head, unit * WIDTH);
-                var state = owned[e];
-                var xs: array<Unit, BLOCK>;
-                var others: array<Unit, BLOCK>;
-                //@unroll
-                for (var b = 0u; b < BLOCK; b++) {
-                    xs[b] = load_x(row, t + b);
-                    others[b] = load_other(row, t + b);
-                }
-                //@unroll
-                for (var b = 0u; b < BLOCK; b++) {
-                    let now = advance(state, xs[b], others[b]);
-//@if APPLY
-                    write(row, t + b, state, now);
-//@endif
-                    state = now.state;
-                }
-                owned[e] = state;
-            }
-        }
-    }
-    for (; t < end; t++) {
-        //@unroll !STRIPES
-        for (var e = 0u; e < EACH; e++) {
-            let unit = unit_of(column, e);
-            if (unit < params.units) {
-                let row = row_of(batch, head, unit * WIDTH);
-                let now = advance(owned[e], load_x(row, t), load_other(row, t));
-//@if APPLY
-                write(row, t, owned[e], now);
-//@endif
-                owned[e] = now.state;
-            }
-        }
-    }
-
-    //@unroll !STRIPES
-    for (var e = 0u; e < EACH; e++) {
-        let unit = unit_of(column, e);
-        if (unit < params.units) {
-//@if APPLY
-            if (segment == last_segment) {
-                if (params.carries == 0u) {
-//@if FINAL
-                    write_final(entry, head, unit * WIDTH, owned[e]);
-//@endif
-                } else {
-//@if SPLIT
-                    store_slot(params.carry_slot, slot_head + unit, owned[e]);
-//@endif
-                }
-            }
-//@else
-            let slot = params.start_slot + segment;
-            var result = owned[e];
-//@if SUMS
-            // The slot keeps the m and u of its start.
-            let start = load_slot(slot, slot_head + unit);
-            result.m = start.m;
-            result.u = start.u;
-//@endif
-            store_slot(slot, slot_head + unit, result);
-//@endif
-        }
-    }
-//@endif
-}
-
-//@if WALK
-// The number of a vector of channels.
-fn unit_of(column: u32, e: u32) -> u32 {
-    return column / params.lanes * (params.lanes * EACH) + e * params.lanes + column % params.lanes;
-}
-
-// The state that a segment begins with: in the first pass nothing, with SUMS the scores so far.
-fn start_of(segment: u32, entry: u32, head: u32, channel: u32, slot_row: u32) -> State {
 //@if APPLY
 //@if SPLIT
-    return load_slot(params.start_slot + segment, slot_row);
+    var state = load_slot(params.start_slot + segment, slot_row);
 //@else
 //@if INITIAL
-    return initial(
+    var state = initial(
         params.initial_at + entry * params.initial_batch + head * params.initial_head, params.channel_start + channel);
 //@else
-    return nothing();
+    var state = nothing();
 //@endif
 //@endif
 //@else
@@ -559,7 +455,53 @@ fn start_of(segment: u32, entry: u32, head: u32, channel: u32, slot_row: u32) ->
     state.m = start.m;
     state.u = start.u;
 //@endif
-    return state;
+//@endif
+
+    var t = first;
+    for (; t + BLOCK <= end; t += BLOCK) {
+        var xs: array<Unit, BLOCK>;
+        var others: array<Unit, BLOCK>;
+        //@unroll
+        for (var b = 0u; b < BLOCK; b++) {
+            xs[b] = load_x(row, t + b);
+            others[b] = load_other(row, t + b);
+        }
+        //@unroll
+        for (var b = 0u; b < BLOCK; b++) {
+            let now = advance(state, xs[b], others[b]);
+//@if APPLY
+            write(row, t + b, state, now);
+//@endif
+            state = now.state;
+        }
+    }
+    for (; t < end; t++) {
+        let now = advance(state, load_x(row, t), load_other(row, t));
+//@if APPLY
+        write(row, t, state, now);
+//@endif
+        state = now.state;
+    }
+
+//@if APPLY
+    if (segment == last_segment) {
+        if (params.carries == 0u) {
+//@if FINAL
+            write_final(entry, head, channel, state);
+//@endif
+        } else {
+//@if SPLIT
+            store_slot(params.carry_slot, slot_row, state);
+//@endif
+        }
+    }
+//@else
+//@if SUMS
+    // The slot keeps the m and u of its start.
+    state.m = start.m;
+    state.u = start.u;
+//@endif
+    store_slot(params.start_slot + segment, slot_row, state);
+//@endif
 //@endif
 }
-//@endif

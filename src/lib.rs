@@ -1,8 +1,8 @@
 //! Attention on any GPU: WGSL compute shaders, planned, specialised and cached by Rust on [`wgpu`].
 //!
-//! An op ([`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`]) is plain data: what to compute, on tensors of
-//! which layout. For a device, it is planned (a schedule is chosen and compiled), bound to buffers, and recorded
-//! into a compute pass. Planning may compile, binding may allocate, recording does neither.
+//! An op ([`Attention`], [`Merge`], [`Rotary`], [`ShortConv`], [`Softmax`], [`Weights`]) is plain data: what to
+//! compute, on tensors of which layout. For a device, it is planned (a schedule is chosen and compiled), bound to
+//! buffers, and recorded into a compute pass. Planning may compile, binding may allocate, recording does neither.
 //!
 //! # With no device of your own
 //!
@@ -82,7 +82,7 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
 //! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
@@ -127,15 +127,13 @@ pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
 pub use ops::presets;
 pub use ops::{
-    Activation, Attention, AttentionArgs, BlockMask, Causal, Corner, Decay, Denominator,
-    FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
-    Mod, ModBuffer, Normaliser, Op, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
-    Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stage, Statistic,
-    UpdateRule, Weights, Window, rotary_tables,
-};
-pub use ops::{
-    AftFull, AftFullArgs, BiasTerm, FlowAttention, FlowAttentionArgs, HrrAttention,
-    HrrAttentionArgs, PositionBias, PositionBiasArgs,
+    Activation, AftFull, AftFullArgs, Attention, AttentionArgs, BiasTerm, BlockMask, Causal,
+    Corner, Decay, Denominator, FeatureMap, FlowAttention, FlowAttentionArgs, Guard, HrrAttention,
+    HrrAttentionArgs, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
+    Mod, ModBuffer, Normaliser, Op, PositionBias, PositionBiasArgs, RandomFeatures,
+    RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
+    Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stabiliser, Stage,
+    Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

@@ -8,8 +8,8 @@ use std::{
 };
 
 use foveate::{
-    Causal,
-    reference::{self, AttentionInputs, RotaryInputs},
+    Causal, Decay, FeatureMap, Layout, LinearAttention, UpdateRule,
+    reference::{self, AttentionInputs, LinearAttentionInputs, RotaryInputs},
 };
 use half::{bf16, f16};
 use npyz::WriterBuilder;
@@ -538,6 +538,126 @@ fn rotary_of_files() {
     folder
         .foveate(&format!("{named} positions.npy --out w.npy"))
         .failed(2, &["positions", "-1", "4294967295"]);
+}
+
+#[test]
+fn linear_attention_carries_its_state_from_file_to_file() {
+    let folder = Folder::new("linear");
+    let (heads, seq, key_dim, value_dim) = (2usize, 6, 8, 4);
+    let q = wave(heads * seq * key_dim, 0.7);
+    let k: Vec<f32> = wave(heads * seq * key_dim, 1.1)
+        .iter()
+        .map(|x| x / 6.0)
+        .collect();
+    let v = wave(heads * seq * value_dim, 1.3);
+    let decay: Vec<f32> = (0..heads * seq).map(|i| -0.05 * i as f32).collect();
+    let beta: Vec<f32> = (0..heads * seq).map(|i| i as f32 / 12.0).collect();
+    // Tokens from..to of all heads, in the file's order [batch, seq, heads, dim].
+    let part = |data: &[f32], dim: usize, tokens: std::ops::Range<usize>| {
+        let rows = tokens.flat_map(|token| (0..heads).map(move |head| head * seq + token));
+        rows.flat_map(|row| data[row * dim..][..dim].to_vec())
+            .collect::<Vec<f32>>()
+    };
+    for (name, tokens) in [("a.safetensors", 0..4), ("b.safetensors", 4..6)] {
+        let len = tokens.len();
+        let tensor = |data: &[f32], dim| bytes(&part(data, dim, tokens.clone()));
+        folder.write_safetensors(
+            name,
+            &[
+                (
+                    "q",
+                    Dtype::F32,
+                    &[1, len, heads, key_dim],
+                    tensor(&q, key_dim),
+                ),
+                (
+                    "k",
+                    Dtype::F32,
+                    &[1, len, heads, key_dim],
+                    tensor(&k, key_dim),
+                ),
+                (
+                    "v",
+                    Dtype::F32,
+                    &[1, len, heads, value_dim],
+                    tensor(&v, value_dim),
+                ),
+                ("decay", Dtype::F32, &[1, len, heads], tensor(&decay, 1)),
+                ("beta", Dtype::F32, &[1, len, heads], tensor(&beta, 1)),
+            ],
+        );
+    }
+    let shape = |dim: usize| Layout::f32([1, heads, seq, dim].map(|len| len as u64));
+    let gate = || Layout::f32([1, heads, seq].map(|len| len as u64));
+    let op = LinearAttention::new(shape(key_dim), shape(key_dim), shape(value_dim))
+        .decay(Decay::Token(gate()))
+        .rule(UpdateRule::Delta {
+            beta: Some(gate()),
+            read: None,
+        });
+    let want = reference::linear_attention(&LinearAttentionInputs {
+        decay: Some(&wide(&decay)),
+        beta: Some(&wide(&beta)),
+        ..LinearAttentionInputs::of(&op, &wide(&q), &wide(&k), &wide(&v))
+    });
+
+    let named = "run linear --layout bshd --delta --state";
+    folder
+        .foveate(&format!("{named} --in a.safetensors --out s.safetensors"))
+        .succeeded();
+    let carried = "--tensor initial_state=s.safetensors:final_state";
+    folder
+        .foveate(&format!(
+            "{named} --in b.safetensors {carried} --out o.safetensors"
+        ))
+        .succeeded();
+    let first = folder.read_safetensors("s.safetensors");
+    let last = folder.read_safetensors("o.safetensors");
+    assert_eq!(first["o"].1, [1, 4, heads, value_dim]);
+    let all = [first["o"].2.clone(), last["o"].2.clone()].concat();
+    assert_close(&exchange(&all, [1, seq, heads, value_dim]), &want.o, 1e-5);
+    assert_eq!(last["final_state"].1, [1, heads, key_dim, value_dim]);
+    assert_close(&last["final_state"].2, &want.state, 1e-5);
+
+    // Decays by name, the rest as it lies.
+    folder.write_npy("q.npy", &[1, 2, 6, 8], &q);
+    folder.write_npy("k.npy", &[1, 2, 6, 8], &k);
+    folder.write_npy("v.npy", &[1, 2, 6, 4], &v);
+    let slopes = wide(&LinearAttention::lightning_decays(heads, None));
+    let op = LinearAttention::new(shape(key_dim), shape(key_dim), shape(value_dim))
+        .decay(Decay::Head(Layout::f32([2])))
+        .features(FeatureMap::EluPlusOne, FeatureMap::EluPlusOne)
+        .normalised(0.5);
+    let want = reference::linear_attention(&LinearAttentionInputs {
+        decay: Some(&slopes),
+        ..LinearAttentionInputs::of(&op, &wide(&q), &wide(&k), &wide(&v))
+    });
+    let files = "--in q.npy k.npy v.npy --out y.npy";
+    let maps = "--feature-q elu-plus-one --feature-k elu-plus-one --normalised 0.5";
+    folder
+        .foveate(&format!("run linear --lightning {maps} {files}"))
+        .succeeded();
+    assert_close(&folder.read_npy::<f32>("y.npy").1, &want.o, 1e-5);
+
+    // Gates that are not gates, before anything runs.
+    folder.write_npy("decay.npy", &[2], &[-0.5f32, 0.25]);
+    folder
+        .foveate(&format!("run linear --tensor decay=decay.npy {files}"))
+        .failed(2, &["decay", "0.25 at 1", "0 or less"]);
+    folder
+        .foveate(&format!(
+            "run linear --lightning --tensor decay=decay.npy {files}"
+        ))
+        .failed(2, &["decay"]);
+    folder.write_npy("beta.npy", &[1, 2, 6], &[1.5f32; 12]);
+    folder
+        .foveate(&format!(
+            "run linear --delta --tensor beta=beta.npy {files}"
+        ))
+        .failed(2, &["beta", "1.5 at 0", "from 0 to 1"]);
+    folder
+        .foveate(&format!("run linear --tensor beta=beta.npy {files}"))
+        .failed(2, &["beta", "--delta"]);
 }
 
 #[test]

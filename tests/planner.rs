@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 
 use foveate::{
     Attention, BlockMask, Caps, Causal, Corner, DType, Error, Layout, Merge, Mod, Op, Rotary,
-    Schedule, Softmax, Stage, Statistic, Tuning, Weights, Window,
+    Schedule, ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
-    kernels::{Kernel, attention_merge::Source, attention_weights::Kind, softmax::Phase},
+    kernels::{
+        Kernel, attention_merge::Source, attention_weights::Kind, short_conv, short_conv_state,
+        softmax::Phase,
+    },
     ops::Slot,
     plan::{Outline, Range, Step},
 };
@@ -137,6 +140,27 @@ fn iterations(step: &Step) -> u64 {
             of("q_len").div_ceil(8) * dot + 1 + 9
         }
         Kernel::Rotary(_) => of("each"),
+        Kernel::ShortConv(variant) => {
+            // Counted from the WGSL, the checks that end loops too: steps of a run, each a walk along the taps where
+            // they do not fit registers, after one for the softmax (per token, where tokens have weights); for packed
+            // sequences, a search at each token.
+            let tokens = of("each");
+            let block = u64::from(variant.block);
+            let along = of("taps").div_ceil(4) + 1;
+            let walk = match (variant.taps, variant.softmax, variant.rows) {
+                (Some(_), ..) => 0,
+                (None, short_conv::Softmax::None, _) => along,
+                (None, _, short_conv::Rows::Token) => along * (1 + block),
+                (None, ..) => along * 2,
+            };
+            if variant.packed {
+                let search = u64::from(of("sequences").ilog2()) + 2;
+                tokens * (2 + search + walk) + 1
+            } else {
+                tokens.div_ceil(block) * (1 + walk) + 1
+            }
+        }
+        Kernel::ShortConvState(_) => of("elements") + 1,
         Kernel::Softmax(variant) => {
             let width = if variant.vec4 { 4 } else { 1 };
             let range = of("split_length").min(of("length"));
@@ -160,6 +184,8 @@ fn work(step: &Step) -> u64 {
         }
         Kernel::Softmax(_) => of["groups"],
         Kernel::Rotary(_) => of["invocations"].div_ceil(foveate::kernels::rotary::WORKGROUP),
+        Kernel::ShortConv(variant) => of["invocations"].div_ceil(variant.workgroup),
+        Kernel::ShortConvState(_) => of["invocations"].div_ceil(short_conv_state::WORKGROUP),
         _ => of["tiles"],
     })
 }
@@ -279,7 +305,8 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::Rotary(_)
         | Op::Weights(_)
         | Op::LinearAttention(_)
-        | Op::ShortConv(_) => (0, 0),
+        | Op::ShortConv(_)
+        | Op::RandomFeatures(_) => (0, 0),
         Op::Scan(_) => return Err("tests/scan.rs has the tests of this op".into()),
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
             return Err("tests/forms.rs has the tests of this op".into());
@@ -325,7 +352,11 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::Softmax(_) | Op::Scan(_) => 2,
         // Subgroup broadcast, where it does not pay.
         Op::LinearAttention(_) => outline.rejected.len() + 1,
-        Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => 1,
+        Op::Merge(_)
+        | Op::Rotary(_)
+        | Op::Weights(_)
+        | Op::ShortConv(_)
+        | Op::RandomFeatures(_) => 1,
         Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
         Op::AftFull(_) => 2,
     };
@@ -1946,6 +1977,78 @@ fn any_rotary() -> impl Strategy<Value = Op> {
         })
 }
 
+fn any_short_conv() -> impl Strategy<Value = Op> {
+    let taps = || prop_oneof![20 => 1u64..10, 5 => 10u64..200, 1 => any_len()];
+    (
+        (any_len(), any_len(), any_len(), taps(), 1u64..9),
+        (any_dtype(), any_dtype(), 1u64..5, 0u64..9),
+        any::<[bool; 10]>(),
+    )
+        .prop_flat_map(
+            |((b, c, s, taps, heads), (dtype, weights, sequences, padding), wanted)| {
+                let packed = wanted[0] && !wanted[1];
+                let b = if packed { 1 } else { b };
+                // One row per channel, or a row per head.
+                let heads = if wanted[2] { c } else { heads };
+                let rows = if wanted[3] {
+                    vec![b, s, heads, taps]
+                } else {
+                    vec![heads, taps]
+                };
+                let entries = if packed { sequences } else { b };
+                let states = vec![entries, c, taps.saturating_sub(1).max(1)];
+                // Channels or tokens outermost in memory.
+                let shape = if wanted[4] {
+                    vec![b, s, c]
+                } else {
+                    vec![b, c, s]
+                };
+                (
+                    laid_out(dtype, shape.clone()),
+                    laid_out(dtype, shape),
+                    laid_out(weights, rows),
+                    laid_out(weights, vec![c]),
+                    laid_out(dtype, states.clone()),
+                    laid_out(dtype, states),
+                    laid_out(DType::U32, vec![sequences + 1]),
+                    Just((packed, padding, wanted)),
+                )
+            },
+        )
+        .prop_map(
+            |(x, y, weight, bias, initial, last, cu, (packed, padding, wanted))| {
+                let turn = |layout: Layout| {
+                    if wanted[4] {
+                        layout.transposed(1, 2)
+                    } else {
+                        layout
+                    }
+                };
+                let mut op = ShortConv::new(turn(x), weight);
+                if wanted[5] {
+                    op = op.output(turn(y));
+                }
+                op.bias = wanted[6].then_some(bias);
+                op.cu_seqlens = packed.then_some(cu);
+                op.softmax = wanted[7];
+                op.renormalise = wanted[7] && wanted[3] && wanted[8];
+                if wanted[8] {
+                    op.padding_left = padding.min(op.taps().saturating_sub(1));
+                }
+                // Beside taps that look ahead, a state is an error: now and then.
+                if op.padding_left + 1 == op.taps() && op.taps() > 1 || padding == 8 {
+                    op.initial_state = wanted[9].then_some(initial);
+                    op.final_state = wanted[1].then_some(last);
+                    if wanted[9] && wanted[1] && wanted[6] {
+                        op.initial_state = op.final_state.clone();
+                        op.in_place = true;
+                    }
+                }
+                op.into()
+            },
+        )
+}
+
 fn any_tuning() -> impl Strategy<Value = Tuning> {
     let schedule = prop_oneof![
         6 => Just(None),
@@ -2111,6 +2214,11 @@ fn any_merge_plans_or_fails_cleanly() {
 #[test]
 fn any_rotary_plans_or_fails_cleanly() {
     sweep(any_rotary());
+}
+
+#[test]
+fn any_short_conv_plans_or_fails_cleanly() {
+    sweep(any_short_conv());
 }
 
 /// What a plan says of the key tiles that it visits, beside the keys that its rows see one by one.

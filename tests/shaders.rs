@@ -12,14 +12,16 @@ use std::{
 use foveate::{
     AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, Error,
     FeatureMap, FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights,
-    Merge, Mod, Normaliser, Op, PositionBias, Reach, Real, Rotary, Scan, ScanRule, Schedule,
-    Scores, ShortConv, Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
+    Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures, Reach, Real, Rotary, Scan, ScanRule,
+    Schedule, Scores, ShortConv, Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule,
+    Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
         flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic,
-        linear_attention_step, loop_count, range_join, range_sums, rotary, scan, short_conv_state,
+        linear_attention_step, loop_count, random_features, range_join, range_sums, rotary, scan,
+        short_conv_state,
     },
     plan::Outline,
 };
@@ -541,6 +543,21 @@ fn linear_quadratic_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn random_features_ops(into: &mut BTreeSet<Kernel>) {
+    for bits in 0..4 {
+        let x = Layout::new(float(bits & 1 != 0), [2, 3, 9, 16]);
+        let y = Layout::new(float(bits & 2 != 0), [2, 3, 9, 40]);
+        for op in [
+            RandomFeatures::queries,
+            RandomFeatures::keys,
+            RandomFeatures::relu,
+        ] {
+            let op = op(x.clone(), Layout::f32([40, 16])).output(y.clone());
+            plan(op, &caps(8), &Tuning::default(), into);
+        }
+    }
+}
+
 fn linear_walk_ops(into: &mut BTreeSet<Kernel>) {
     for (bits, tokens) in (0..512u32).flat_map(|bits| [(bits, 40), (bits, 1)]) {
         let set = |bit: u32| bits >> bit & 1 != 0;
@@ -857,6 +874,7 @@ fn form_ops(into: &mut BTreeSet<Kernel>) {
 
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
+    random_features_ops(&mut set);
     linear_quadratic_ops(&mut set);
     weights_ops(&mut set);
 
@@ -1112,6 +1130,16 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
                 variant.workgroup_bytes(),
             )
         }
+        Kernel::RandomFeatures(variant) => {
+            for (name, rust) in [
+                ("WORKGROUP", random_features::WORKGROUP),
+                ("ROWS", random_features::ROWS),
+                ("MAX_DIM", random_features::MAX_DIM),
+            ] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (random_features::WORKGROUP, variant.workgroup_bytes())
+        }
         Kernel::AttentionMerge(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             (attention_merge::WORKGROUP, 0)
@@ -1170,7 +1198,7 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::Scan(variant) => {
             eq("WIDTH", module.constant("WIDTH"), variant.width())?;
             eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;
-            (variant.workgroup, 0)
+            (scan::WORKGROUP, 0)
         }
         Kernel::ScanJoin(variant) => {
             eq("PARTS", module.constant("PARTS"), variant.carried.parts())?;

@@ -2,6 +2,7 @@
 
 use crate::{
     Attention, Layout, LinearAttention, Merge, Op, Rotary, Scan, ScanRule, ShortConv, Softmax,
+    UpdateRule,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -67,10 +68,14 @@ impl std::ops::Add for Cost {
 
 /// The least that an op can cost. Attention counts `2 (head_dim + value_dim)` operations per visible
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
-/// per element of its parts, rotary embedding 3 per element that it turns, linear attention and the
-/// forms like it 2 per element of the state for each update and each query, a convolution 2 per tap of
-/// an element, a scan 1 to 7 per element, the attention-free transformer 5 per channel of each pair of
-/// positions.
+/// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
+/// the state for each update (delta rule: 4) and each query, a convolution 2 per tap of
+/// an element, a scan 1 to 7 per element, the attention-free transformer 5 per channel of each pair of positions.
+///
+/// The count of linear attention is that of the recurrence, whatever the schedule: `k vᵀ` added to the state, and
+/// `q S`, each a multiplication and an addition per element. The delta rule reads the state once more per update.
+/// Decays, feature maps and normalisers are not counted; a schedule that does more work than the recurrence to have
+/// larger products is not paid for it. A state that is carried on in place is read and written.
 pub fn cost(op: &Op) -> Cost {
     let mut read_bytes = 0.0;
     let mut written_bytes = 0.0;
@@ -91,6 +96,7 @@ pub fn cost(op: &Op) -> Cost {
         Op::Merge(Merge { o_parts, .. }) => 2.0 * o_parts.elements() as f64,
         Op::Rotary(op) => 3.0 * op.x.elements() as f64 * turned(op),
         Op::LinearAttention(op) => linear_attention_operations(op),
+        Op::RandomFeatures(op) => 2.0 * op.y.elements() as f64 * dims(&op.x)[3] as f64,
         Op::ShortConv(ShortConv { x, weight, .. }) => {
             2.0 * x.elements() as f64 * weight.shape.last().map_or(0, |&taps| taps) as f64
         }
@@ -114,11 +120,13 @@ pub fn cost(op: &Op) -> Cost {
     }
 }
 
+/// Whether what the op writes to a tensor takes the place of what it reads there.
 fn in_place(op: &Op, slot: Slot) -> bool {
     match op {
         Op::Softmax(op) => op.in_place,
         Op::Rotary(op) => op.in_place,
         Op::Scan(op) => op.in_place && slot == Slot::FinalState,
+        Op::LinearAttention(op) => op.in_place && matches!(slot, Slot::FinalState | Slot::FinalSum),
         _ => false,
     }
 }
@@ -177,11 +185,18 @@ fn scan_operations(op: &Scan) -> f64 {
     }
 }
 
-/// Those of the recurrence: a multiplication and an addition per element of the state for each update and for
-/// each query.
+/// Those of the recurrence: a multiplication and an addition per element of the state for each update (two in the delta
+/// rule, three in the low-rank one) and for each query.
 fn linear_attention_operations(op: &LinearAttention) -> f64 {
     let [batch, heads, updates, value_dim] = dims(&op.v);
     let [_, o_heads, seq, _] = dims(&op.o);
     let state = (op.state_rows() * value_dim) as f64;
-    2.0 * state * (batch * (heads * updates + o_heads * seq)) as f64
+    let passes = match op.rule {
+        UpdateRule::Linear => 1,
+        // What is held under a key is read before it is corrected.
+        UpdateRule::Delta { .. } => 2,
+        // `k vᵀ`, `aᵀ S` and `b (aᵀ S)`.
+        UpdateRule::LowRank { .. } => 3,
+    };
+    2.0 * state * (batch * (passes * heads * updates + o_heads * seq)) as f64
 }

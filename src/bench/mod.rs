@@ -10,4 +10,7 @@ pub use ceilings::{Ceilings, ceilings};
 pub use cost::{Cost, cost};
 pub use profile::Profile;
 pub use timing::{Spread, Timing, time};
-pub use workload::{AttentionShape, Expected, RotaryShape, Row, SoftmaxShape, Tensors, Workload};
+pub use workload::{
+    AttentionShape, DecayKind, Expected, LinearAttentionShape, RotaryShape, Row, RuleKind,
+    SoftmaxShape, Tensors, Workload,
+};

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
-    Attention, Causal, DType, Error, Gpu, Layout, Mod, Op, Plan, Result, Rotary, Schedule, Softmax,
-    Tensor, Tuning, Window,
+    Attention, Causal, DType, Decay, Error, FeatureMap, Gpu, Layout, LinearAttention, Mod, Op,
+    Plan, Reach, Result, Rotary, Schedule, Softmax, Tensor, Tuning, UpdateRule, Window,
     ops::{Args, Slot},
-    reference::{self, AttentionInputs, RotaryInputs},
+    reference::{self, AttentionInputs, LinearAttentionInputs, RotaryInputs},
 };
 
 const IDENTITY_MOD: &str =
@@ -31,6 +31,8 @@ pub enum Workload {
     Softmax(SoftmaxShape),
     /// Rotary position embedding.
     Rotary(RotaryShape),
+    /// Linear attention.
+    LinearAttention(LinearAttentionShape),
 }
 
 /// Attention on contiguous tensors.
@@ -116,6 +118,73 @@ pub struct RotaryShape {
     /// Storage; tables are f32.
     #[serde(default = "f32")]
     pub dtype: DType,
+}
+
+/// Linear attention on contiguous tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinearAttentionShape {
+    /// What the row is called.
+    pub name: String,
+    /// Batch entries.
+    #[serde(default = "one")]
+    pub batch: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Heads of keys, values and states; `heads` when absent.
+    #[serde(default)]
+    pub kv_heads: Option<u64>,
+    /// Tokens.
+    pub seq: u64,
+    /// Dims of q and k.
+    pub key_dim: u64,
+    /// Dims of v and o; `key_dim` when absent.
+    #[serde(default)]
+    pub value_dim: Option<u64>,
+    /// Factors on the state.
+    #[serde(default)]
+    pub decay: DecayKind,
+    /// How a token changes the state.
+    #[serde(default)]
+    pub rule: RuleKind,
+    /// Which tokens a query's state holds.
+    #[serde(default)]
+    pub reach: Reach,
+    /// Queries and keys mapped by `elu(x) + 1`, and the output divided by the sum of the keys.
+    #[serde(default)]
+    pub normalised: bool,
+    /// A state that is carried on in place, as in decoding.
+    #[serde(default)]
+    pub state: bool,
+    /// Storage of q, k, v and o; the rest is f32.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
+/// Factors on the state of a linear attention, as the files of workloads say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecayKind {
+    /// None.
+    #[default]
+    None,
+    /// Those of lightning attention, a constant per head.
+    Head,
+    /// One per token and head.
+    Token,
+    /// One per token, head and key channel.
+    Key,
+}
+
+/// The rule of a linear attention, as the files of workloads say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleKind {
+    /// Sums of outer products.
+    #[default]
+    Linear,
+    /// The delta rule, with a beta per token, on keys of length 1.
+    Delta,
 }
 
 fn one() -> u64 {
@@ -211,7 +280,7 @@ impl Workload {
             return Err(Error::invalid(
                 "--suite",
                 "is empty",
-                "give letters of the suite, as abcde",
+                "give letters of the suite, as abcdef",
             ));
         }
         suite
@@ -239,6 +308,7 @@ impl Workload {
             Self::Attention(shape) => &shape.name,
             Self::Softmax(shape) => &shape.name,
             Self::Rotary(shape) => &shape.name,
+            Self::LinearAttention(shape) => &shape.name,
         }
     }
 
@@ -280,6 +350,7 @@ impl Workload {
                 op.interleaved = r.interleaved;
                 op.into()
             }
+            Self::LinearAttention(l) => l.op().into(),
         }
     }
 
@@ -324,8 +395,16 @@ impl Workload {
         profile.late_pipelines = gpu.engine().counters().misses - compiled;
         // Every set was run in the timed loop or just before; the last one is looked at.
         let expected = self.expected(&inputs);
+        drop(calls);
+        if inputs_of(&op).any(|(slot, _)| op.is_output(slot)) {
+            // A state that was carried on is another one after each run.
+            sets.clear();
+            sets.push(Tensors::upload(gpu, &op, &inputs)?);
+            let call = sets.last().map(|set| set.bind(&plan)).transpose()?;
+            call.map(|call| gpu.run(&call)).transpose()?;
+        }
         let err = match sets.last() {
-            Some(set) => reference::error(&gpu.download(set.output())?, &expected.values),
+            Some(set) => set.error(gpu, &expected)?,
             None => f64::INFINITY,
         };
         let ms = timing.median();
@@ -400,16 +479,22 @@ impl Workload {
                 let pairs = if r.interleaved { " interleaved" } else { "" };
                 format!("rotary {} {:?}{of}{pairs}", r.dtype, r.shape)
             }
+            Self::LinearAttention(l) => l.describe(),
         }
     }
 
-    /// The input tensors, in the order of the op: noise, rounded to what the storage holds.
+    /// The input tensors, in the order of the op: noise, rounded to what the storage holds. Gates of linear attention
+    /// are what gates are: decays 0 or less, betas from 0 to 1, keys of the delta rule of length 1.
     pub fn inputs(&self, seed: u64) -> Vec<Vec<f32>> {
-        inputs_of(&self.op())
+        let op = self.op();
+        inputs_of(&op)
             .enumerate()
-            .map(|(place, (_, layout))| {
+            .map(|(place, (slot, layout))| {
                 let seed = seed * 16 + place as u64;
                 let mut data = reference::noise(seed, layout.elements() as usize);
+                if let Op::LinearAttention(op) = &op {
+                    gate(op, slot, &mut data);
+                }
                 if layout.dtype == DType::F16 {
                     for x in &mut data {
                         *x = half::f16::from_f32(*x).to_f32();
@@ -433,8 +518,27 @@ impl Workload {
             .iter()
             .map(|data| data.iter().map(|&x| x.into()).collect())
             .collect();
+        let mut state = Vec::new();
         let values = match (&op, wide.as_slice()) {
             (Op::Attention(op), [q, k, v, rest @ ..]) => attention(op, [q, k, v], rest),
+            (Op::LinearAttention(linear), [q, k, v, ..]) => {
+                let tensor = |wanted: Slot| {
+                    let all = inputs_of(&op).zip(&wide);
+                    let mut found = all.filter(|((slot, _), _)| *slot == wanted);
+                    found.next().map(|(_, data)| data.as_slice())
+                };
+                let outputs = reference::linear_attention(&LinearAttentionInputs {
+                    decay: tensor(Slot::Decay),
+                    beta: tensor(Slot::Beta),
+                    initial_state: tensor(Slot::FinalState),
+                    initial_sum: tensor(Slot::FinalSum),
+                    ..LinearAttentionInputs::of(linear, q, k, v)
+                });
+                if linear.in_place {
+                    state = outputs.state;
+                }
+                outputs.o
+            }
             (Op::Softmax(op), [x]) => {
                 let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();
                 let scale = op.scale.unwrap_or(1.0).into();
@@ -467,6 +571,7 @@ impl Workload {
         // as the square root.
         let longer = match &op {
             Op::Attention(op) => (op.k.shape[2] as f64 / 1024.0).sqrt().max(1.0),
+            Op::LinearAttention(op) => (crate::ops::dims(&op.k)[2] as f64 / 1024.0).sqrt().max(1.0),
             _ => 1.0,
         };
         let (of_rms, of_largest) = match output_of(&op).1.dtype {
@@ -478,6 +583,7 @@ impl Workload {
         let largest = values.iter().fold(0.0f64, |most, x| most.max(x.abs()));
         Expected {
             values,
+            state,
             // f64::max passes over NaN, from a reference of zeros.
             err_limit: (of_largest * largest / rms).max(of_rms),
         }
@@ -512,14 +618,110 @@ fn attention(op: &Attention, [q, k, v]: [&[f64]; 3], rest: &[Vec<f64>]) -> Vec<f
 pub struct Expected {
     /// The output, in f64.
     pub values: Vec<f64>,
+    /// The state that is carried on, in f64; empty without one.
+    pub state: Vec<f64>,
     /// The most that [`reference::error`] may be against them; see [`Row::err_limit`].
     pub err_limit: f64,
 }
 
-/// The tensors that an op reads.
+/// The tensors that an op reads, with those that it overwrites.
 fn inputs_of(op: &Op) -> impl Iterator<Item = (Slot, &Layout)> {
+    let carried = matches!(op, Op::LinearAttention(op) if op.in_place);
     let tensors = op.tensors().into_iter();
-    tensors.filter(|(slot, _)| !op.is_output(*slot))
+    tensors.filter(move |(slot, _)| {
+        !op.is_output(*slot) || carried && matches!(slot, Slot::FinalState | Slot::FinalSum)
+    })
+}
+
+/// Makes a gate of noise.
+fn gate(op: &LinearAttention, slot: Slot, noise: &mut Vec<f32>) {
+    match slot {
+        Slot::Decay if matches!(op.decay, Decay::Head(_)) => {
+            *noise = LinearAttention::lightning_decays(noise.len(), None);
+        }
+        Slot::Decay => noise.iter_mut().for_each(|x| *x = -0.1 * x.abs()),
+        Slot::Beta => noise
+            .iter_mut()
+            .for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+        // Sums of positive keys.
+        Slot::FinalSum => noise.iter_mut().for_each(|x| *x = x.abs()),
+        Slot::K if op.rule != UpdateRule::Linear => {
+            for key in noise.chunks_mut(crate::ops::dims(&op.k)[3].max(1) as usize) {
+                let length = key.iter().map(|x| x * x).sum::<f32>().sqrt();
+                key.iter_mut()
+                    .for_each(|x| *x /= length.max(f32::MIN_POSITIVE));
+            }
+        }
+        _ => {}
+    }
+}
+
+impl LinearAttentionShape {
+    fn op(&self) -> LinearAttention {
+        let states = self.kv_heads.unwrap_or(self.heads);
+        let value_dim = self.value_dim.unwrap_or(self.key_dim);
+        let of = |heads, dim| Layout::new(self.dtype, [self.batch, heads, self.seq, dim]);
+        let per_token = Layout::f32([self.batch, states, self.seq]);
+        let op = LinearAttention::new(
+            of(self.heads, self.key_dim),
+            of(states, self.key_dim),
+            of(states, value_dim),
+        )
+        .reach(self.reach)
+        .decay(match self.decay {
+            DecayKind::None => Decay::None,
+            DecayKind::Head => Decay::Head(Layout::f32([states])),
+            DecayKind::Token => Decay::Token(per_token.clone()),
+            DecayKind::Key => Decay::Key(Layout::f32([self.batch, states, self.seq, self.key_dim])),
+        })
+        .rule(match self.rule {
+            RuleKind::Linear => UpdateRule::Linear,
+            RuleKind::Delta => UpdateRule::Delta {
+                beta: Some(per_token),
+                read: None,
+            },
+        });
+        let op = if self.normalised {
+            op.features(FeatureMap::EluPlusOne, FeatureMap::EluPlusOne)
+                .normalised(1e-6)
+        } else {
+            op
+        };
+        if self.state { op.carried_state() } else { op }
+    }
+
+    fn describe(&self) -> String {
+        let heads = match self.kv_heads {
+            Some(states) if states != self.heads => format!("{}/{states}", self.heads),
+            _ => self.heads.to_string(),
+        };
+        let dims = match self.value_dim {
+            Some(value_dim) => format!("{}/{value_dim}", self.key_dim),
+            None => self.key_dim.to_string(),
+        };
+        let reach = match self.reach {
+            Reach::Causal => " causal".to_owned(),
+            Reach::Before => " before".to_owned(),
+            Reach::BeforeBucket { tokens } => format!(" before buckets of {tokens}"),
+            Reach::All => String::new(),
+        };
+        let decay = match self.decay {
+            DecayKind::None => "",
+            DecayKind::Head => " lightning decay",
+            DecayKind::Token => " decay per token",
+            DecayKind::Key => " decay per key channel",
+        };
+        let rule = match self.rule {
+            RuleKind::Linear => "",
+            RuleKind::Delta => " delta rule",
+        };
+        let normalised = if self.normalised { " normalised" } else { "" };
+        let state = if self.state { " state carried" } else { "" };
+        format!(
+            "linear_attention {} [{}, {heads}, {}, {dims}]{reach}{decay}{rule}{normalised}{state}",
+            self.dtype, self.batch, self.seq
+        )
+    }
 }
 
 /// The tensor that counts of those that it writes.
@@ -531,6 +733,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::Rotary(op) => (Slot::Y, &op.y),
         Op::Weights(op) => (Slot::Out, &op.out),
         Op::LinearAttention(op) => (Slot::O, &op.o),
+        Op::RandomFeatures(op) => (Slot::Y, &op.y),
         Op::ShortConv(op) => (Slot::Y, &op.y),
         Op::Scan(scan) => {
             let first = scan
@@ -596,5 +799,18 @@ impl Tensors {
     /// The output.
     pub fn output(&self) -> &Tensor {
         &self.output.1
+    }
+
+    /// The error of the output, or of the state that is carried on where that is more.
+    fn error(&self, gpu: &Gpu, expected: &Expected) -> Result<f64> {
+        let output = reference::error(&gpu.download(self.output())?, &expected.values);
+        let state = (self.inputs.iter()).find(|(slot, _)| *slot == Slot::FinalState);
+        match state {
+            Some((_, state)) => {
+                let state = reference::error(&gpu.download(state)?, &expected.state);
+                Ok(output.max(state))
+            }
+            None => Ok(output),
+        }
     }
 }

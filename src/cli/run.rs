@@ -1,6 +1,7 @@
 //! `foveate run`
 
 mod input;
+mod linear;
 mod report;
 mod weights;
 
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 use self::{
     input::Input,
+    linear::LinearSettings,
     report::{Report, Written},
     weights::WeightsSettings,
 };
@@ -43,6 +45,7 @@ Examples:
       --mod alibi.wgsl:slopes --tensor buffer_0=slopes.npy
   foveate run softmax --in x.npy --out y.npy --axis 1 --log
   foveate run rotary --in x.npy cos.npy sin.npy --out y.npy --layout bshd --offset 512
+  foveate run linear --in qkv.safetensors --out o.safetensors --lightning --state
   foveate run --op '{\"attention\": {\"causal\": \"bottom_right\", \"scale\": 0.125}}' \\
       --in qkv.safetensors --out o.safetensors
   foveate run --op op.json --in x.npy --out y.npy
@@ -53,6 +56,9 @@ The fields of an op in JSON are the flags of the command of its name:
   {\"softmax\": {\"axis\": number, \"log\": bool, \"scale\": number}}
   {\"rotary\": {\"rotary_dim\": number, \"interleaved\": bool, \"inverse\": bool, \"offset\": number,
               \"layout\": \"bhsd\" | \"bshd\"}}
+  {\"linear\": {\"scale\": number, \"lightning\": bool, \"retention\": bool, \"delta\": bool, \"normalised\": number,
+              \"feature_q\": \"elu-plus-one\" and others, \"feature_k\": the same, \"state\": bool,
+              \"reach\": \"causal\" | \"before\" | \"all\", \"layout\": \"bhsd\" | \"bshd\"}}
   {\"weights\": {\"statistic\": \"matrix\" | \"entropy\" | \"largest-weight\" | \"largest-score\" | \"mass\" |
                \"top\", \"stage\": \"scaled\" | \"capped\" | \"final\" | \"weights\", \"heads\": \"A..B\",
                \"rows\": \"A..B\", \"count\": number, and attention's but for lse}}";
@@ -118,6 +124,18 @@ enum Named {
         #[command(flatten)]
         job: Job,
     },
+    /// Linear attention: scale q S, of a state S that takes in k v^T token by token
+    ///
+    /// Takes the tensors q, k and v, [batch, heads, seq, dim] each, and where they are given: decay (natural
+    /// logarithms, 0 or less: [heads], [batch, heads, seq], or that with a last axis of key or value channels), beta
+    /// ([batch, heads, seq], with --delta), initial_state ([batch, heads, key dim, value dim]), initial_sum ([batch,
+    /// heads, key dim], with --normalised), kv_len and cu_seqlens. Writes o, and final_state with --state.
+    Linear {
+        #[command(flatten)]
+        settings: LinearSettings,
+        #[command(flatten)]
+        job: Job,
+    },
 }
 
 /// An op without its shapes, which come from the tensors.
@@ -128,6 +146,7 @@ enum Settings {
     Softmax(SoftmaxSettings),
     Weights(WeightsSettings),
     Rotary(RotarySettings),
+    Linear(LinearSettings),
 }
 
 #[derive(Debug, Clone, Default, Deserialize, clap::Args)]
@@ -386,7 +405,10 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         ..
     } = request;
     let mut notes = Vec::new();
-    let inputs = settings.read_inputs(job, &mut notes)?;
+    let mut inputs = settings.read_inputs(job, &mut notes)?;
+    if let Settings::Linear(settings) = &settings {
+        settings.complete(&mut inputs)?;
+    }
     for note in &notes {
         output::note(note);
     }
@@ -469,6 +491,9 @@ impl Named {
             ),
             Self::Rotary { settings, job } => {
                 (Settings::Rotary(settings.clone()), Planning::default(), job)
+            }
+            Self::Linear { settings, job } => {
+                (Settings::Linear(settings.clone()), Planning::default(), job)
             }
         };
         Request {
@@ -585,6 +610,7 @@ impl Settings {
                 (Slot::Sin, true),
                 (Slot::Positions, false),
             ],
+            Self::Linear(_) => LinearSettings::INPUTS,
         }
     }
 
@@ -593,6 +619,7 @@ impl Settings {
             Self::Attention(AttentionSettings { lse: true, .. }) => &["o", "lse"],
             Self::Attention(_) => &["o"],
             Self::Softmax(_) | Self::Rotary(_) => &["y"],
+            Self::Linear(settings) => settings.outputs(),
             Self::Weights(settings) if settings.has_keys() => &["out", "keys"],
             Self::Weights(_) => &["out"],
         }
@@ -603,6 +630,7 @@ impl Settings {
         match self {
             Self::Attention(settings) if slot == Slot::O => settings.layout.exchange(layout),
             Self::Rotary(settings) => settings.layout.exchange(layout),
+            Self::Linear(settings) => settings.in_file(slot, layout),
             _ => layout,
         }
     }
@@ -696,8 +724,15 @@ impl Settings {
             let input = inputs.iter().find(|input| input.slot == slot);
             input
                 .map(|input| {
-                    // A log-sum-exp is never stored as f16.
-                    let reals = if slot == Slot::Lse { DType::F32 } else { dtype };
+                    // These are never stored as f16.
+                    let reals = match slot {
+                        Slot::Lse
+                        | Slot::Decay
+                        | Slot::Beta
+                        | Slot::InitialState
+                        | Slot::InitialSum => DType::F32,
+                        _ => dtype,
+                    };
                     let dtype = input.device_type(reals)?;
                     Ok(Layout::new(dtype, input.tensor.shape.clone()))
                 })
@@ -727,6 +762,7 @@ impl Settings {
                 op.positions = layout(Slot::Positions)?;
                 Ok(op.offset(settings.offset).into())
             }
+            Self::Linear(settings) => Ok(settings.op(dtype, layout)?.into()),
             Self::Attention(settings) => {
                 let seen = |layout| settings.layout.exchange(layout);
                 let mut op = Attention::new(

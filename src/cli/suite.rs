@@ -8,7 +8,7 @@ use crate::{Result, bench::Workload};
 #[derive(Debug, clap::Args)]
 pub(super) struct Suite {
     /// Workloads of the suite, by letter.
-    #[arg(long, default_value = "abcde", conflicts_with = "shapes")]
+    #[arg(long, default_value = "abcdef", conflicts_with = "shapes")]
     suite: String,
     /// TOML file of workloads, of the form of benches/shapes.toml, instead of the suite.
     #[arg(long)]

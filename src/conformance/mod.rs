@@ -23,6 +23,8 @@ mod moh;
 mod natten;
 mod onnx;
 mod onnx_linear;
+mod pairs;
+mod performer;
 mod problem;
 mod relative;
 mod report;

@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::{
     case::{Array, Case, Values},
     coca, conv, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
-    onnx_linear, relative, scan, streaming, torch,
+    onnx_linear, pairs, performer, relative, scan, streaming, torch,
 };
 use crate::{
     Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
-    ops::{Slot, Statistic, Weights, dims},
+    ops::{Similarity, Slot, Statistic, Weights, dims},
 };
 
 /// Ops on host tensors.
@@ -466,6 +466,11 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "coca" => coca::collinear(&mut reader),
         "music_transformer" => relative::skewed(&mut reader),
         "onnx_rotary" => onnx::rotary(&mut reader, half),
+        "fla_based" => pairs::powers(&mut reader, Similarity::Taylor),
+        "fla_rebased" => pairs::powers(&mut reader, Similarity::Square),
+        "mossformer" => pairs::mixed(&mut reader),
+        "lln" => pairs::log_normal(&mut reader),
+        "performer" => performer::favor(&mut reader),
         "onnx_linear_attention" => onnx_linear::linear_attention(&mut reader, half),
         "lightning_attention" => linear_attention::lightning(&mut reader),
         "minimax_lightning" => linear_attention::minimax(&mut reader),

@@ -28,7 +28,7 @@ pub enum Pair {
     Cosine,
     /// `max(s, 0)²`
     SquaredRelu,
-    /// The normal distribution of mean `sqrt(1 / 2)` and deviation `sqrt(π / 4)`.
+    /// The normal distribution of mean `sqrt(1 / 2)` and deviation `sqrt(1 / (4 π))`.
     Laplace,
     /// `exp(s)`, less the largest.
     Softmax,

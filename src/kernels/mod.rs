@@ -19,6 +19,7 @@ pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod linear_attention_step;
 pub mod loop_count;
+pub mod random_features;
 pub mod range_join;
 pub mod range_sums;
 pub mod rotary;
@@ -149,6 +150,7 @@ registry! {
     linear_attention_step: LinearAttentionStep,
     linear_attention_quadratic: LinearAttentionQuadratic,
     softmax: Softmax,
+    random_features: RandomFeatures,
     rotary: Rotary,
     short_conv: ShortConv,
     short_conv_state: ShortConvState,

@@ -114,10 +114,6 @@ pub struct Variant {
     pub split: bool,
     /// Tokens that are loaded at once.
     pub block: u32,
-    /// Vectors of channels that an invocation owns.
-    pub each: u32,
-    /// Invocations per workgroup.
-    pub workgroup: u32,
     /// f16 input and output.
     pub f16: bool,
     /// f16 decays.
@@ -132,13 +128,9 @@ impl Variant {
         let all = self.tensors;
         let writes = matches!(phase, Phase::Apply | Phase::Clear);
         let split = self.split && phase != Phase::Clear;
-        // What is spread and cleared is written by one vector at a time.
-        let walks = matches!(phase, Phase::Reduce | Phase::Sums | Phase::Apply);
         Self {
             phase,
             split,
-            each: if walks { self.each } else { 1 },
-            workgroup: if walks { self.workgroup } else { WORKGROUP },
             tensors: Tensors {
                 o: all.o && (writes || phase == Phase::Spread),
                 gate: all.gate && all.o && matches!(phase, Phase::Apply | Phase::Spread),
@@ -189,9 +181,8 @@ impl super::Variant for Variant {
     fn constants(&self) -> Constants {
         let tensors = &self.tensors;
         let mut list = vec![
-            ("WORKGROUP", self.workgroup),
+            ("WORKGROUP", WORKGROUP),
             ("BLOCK", self.block),
-            ("EACH", self.each),
             ("F16", self.f16.into()),
             ("F16_DECAY", self.f16_decay.into()),
             ("VEC4", self.vec4.into()),
@@ -215,9 +206,6 @@ impl super::Variant for Variant {
             ("SPREAD", (self.phase == Phase::Spread).into()),
             ("CLEAR", (self.phase == Phase::Clear).into()),
         ];
-        if self.walks() {
-            list.push(("STRIPES", (self.each > 1).into()));
-        }
         list.extend(self.carried.constants());
         list
     }
@@ -226,10 +214,10 @@ impl super::Variant for Variant {
         if (self.f16 || self.f16_decay) && !caps.f16 {
             return Err("the device has no f16 (SHADER_F16)".into());
         }
-        if self.workgroup > caps.max_invocations {
+        if WORKGROUP > caps.max_invocations {
             return Err(format!(
-                "{} invocations per workgroup, and the device allows {}",
-                self.workgroup, caps.max_invocations
+                "{WORKGROUP} invocations per workgroup, and the device allows {}",
+                caps.max_invocations
             ));
         }
         let tensors = &self.tensors;
@@ -261,7 +249,7 @@ impl super::Variant for Variant {
 params! {
     /// Parameters of the scan.
     Params {
-        invocations: u32, units: u32, columns: u32, lanes: u32, heads: u32, segments: u32, last_segment: u32, segment_length: u32,
+        invocations: u32, units: u32, heads: u32, segments: u32, last_segment: u32, segment_length: u32,
         length: u32, rows: u32, start_slot: u32, carry_slot: u32, carries: u32, maxima: u32,
         channel_start: u32, entry_start: u32, sequences: u32, scores_at: u32, minus_infinity: f32,
         x_at: u32, x_batch: u32, x_head: u32, x_token: u32, x_channel: u32,

@@ -253,7 +253,7 @@ pub enum LocalWeights {
     Softmax,
     /// `max(s, 0)²`, not normalised.
     SquaredRelu,
-    /// `(1 + erf((s - sqrt(1/2)) / sqrt(π/2))) / 2`, not normalised: Mega (arXiv:2209.10655).
+    /// `(1 + erf((s - sqrt(1/2)) sqrt(2 π))) / 2`, not normalised: Mega (arXiv:2209.10655).
     Laplace,
 }
 

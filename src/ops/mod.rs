@@ -9,6 +9,7 @@ mod linear_attention;
 mod merge;
 mod modification;
 pub mod presets;
+mod random_features;
 mod rotary;
 mod scan;
 mod short_conv;
@@ -26,6 +27,7 @@ pub use linear_attention::{
 };
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
+pub use random_features::{RandomFeatures, RandomFeaturesArgs, RandomKernel, Stabiliser};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
 pub(crate) use scan::ScanStrides;
 pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
@@ -57,6 +59,8 @@ pub enum Op {
     Rotary(Rotary),
     /// Linear attention.
     LinearAttention(LinearAttention),
+    /// Random features of queries and keys.
+    RandomFeatures(RandomFeatures),
     /// Short depthwise convolution along the sequence.
     ShortConv(ShortConv),
     /// Scan along the sequence.
@@ -82,6 +86,7 @@ impl Op {
             Self::Weights(op) => op.check(),
             Self::Rotary(op) => op.check(),
             Self::LinearAttention(op) => op.check(),
+            Self::RandomFeatures(op) => op.check(),
             Self::ShortConv(op) => op.check(),
             Self::Scan(op) => op.check(),
             Self::HrrAttention(op) => op.check(),
@@ -99,6 +104,7 @@ impl Op {
             Self::Weights(op) => op.tensors(),
             Self::Rotary(op) => op.tensors(),
             Self::LinearAttention(op) => op.tensors(),
+            Self::RandomFeatures(op) => op.tensors(),
             Self::ShortConv(op) => op.tensors(),
             Self::Scan(op) => op.tensors(),
             Self::HrrAttention(op) => op.tensors(),
@@ -140,6 +146,12 @@ impl From<Weights> for Op {
 impl From<Rotary> for Op {
     fn from(op: Rotary) -> Self {
         Self::Rotary(op)
+    }
+}
+
+impl From<RandomFeatures> for Op {
+    fn from(op: RandomFeatures) -> Self {
+        Self::RandomFeatures(op)
     }
 }
 
@@ -265,6 +277,8 @@ pub enum Slot {
     LocalQ,
     /// Its keys.
     LocalK,
+    /// Random directions.
+    Projection,
     /// Weights of a convolution.
     Weight,
     /// Decays of a running log-sum-exp.
@@ -283,7 +297,7 @@ pub enum Slot {
 
 impl Slot {
     /// Every slot.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::X,
         Self::Y,
         Self::Q,
@@ -325,6 +339,7 @@ impl Slot {
         Self::CuSeqlens,
         Self::LocalQ,
         Self::LocalK,
+        Self::Projection,
         Self::Weight,
         Self::LogDecay,
         Self::Weights,
@@ -381,6 +396,7 @@ impl Slot {
             Self::CuSeqlens => "cu_seqlens",
             Self::LocalQ => "local_q",
             Self::LocalK => "local_k",
+            Self::Projection => "projection",
             Self::Weight => "weight",
             Self::LogDecay => "log_decay",
             Self::Weights => "weights",

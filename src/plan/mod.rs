@@ -8,6 +8,7 @@ mod flow_attention;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
+mod random_features;
 mod ranges;
 mod rotary;
 mod scan;
@@ -179,7 +180,11 @@ impl Outline {
         }
         let schedules: &[Schedule] = match op {
             Op::Softmax(_) | Op::Scan(_) => &[Schedule::Rows, Schedule::Ranges],
-            Op::Merge(_) | Op::Rotary(_) | Op::Weights(_) | Op::ShortConv(_) => &[Schedule::Rows],
+            Op::Merge(_)
+            | Op::Rotary(_)
+            | Op::Weights(_)
+            | Op::ShortConv(_)
+            | Op::RandomFeatures(_) => &[Schedule::Rows],
             Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::HrrAttention(_) | Op::FlowAttention(_) => &[Schedule::Ranges],
             Op::AftFull(_) => &[Schedule::Rows, Schedule::Ranges],
@@ -206,6 +211,7 @@ impl Outline {
             Op::Merge(op) => merge::outline(op, caps)?,
             Op::Weights(op) => attention::weights::outline(op, caps)?,
             Op::Rotary(op) => rotary::outline(op, caps)?,
+            Op::RandomFeatures(op) => random_features::outline(op, caps)?,
             Op::LinearAttention(op) => linear_attention::outline(op, caps, tuning)?,
             Op::ShortConv(op) => short_conv::outline(op, caps)?,
             Op::Scan(op) => scan::outline(op, caps, tuning)?,

@@ -31,13 +31,6 @@ const WANTED_SOFTWARE_INVOCATIONS: u64 = 1 << 8;
 const LEAST_SEGMENT: u64 = 32;
 /// Tokens that an invocation loads at once.
 const BLOCK: u32 = 8;
-/// Vectors of channels that an invocation of a software device owns, at most: a lane reads a kilobyte of a token.
-const MOST_EACH: u64 = 8;
-/// Subgroups that keep a software device busy; fewer own more channels each.
-const WANTED_SOFTWARE_SUBGROUPS: u64 = 4;
-/// Windows, one walk each, into which a sequence past the loop budget is cut before it takes segments, which are read
-/// twice.
-const MOST_WALKS: u64 = 64;
 
 /// A tensor over the iteration space.
 struct Placed {
@@ -125,21 +118,7 @@ pub(super) fn outline(op: &Scan, caps: &Caps, tuning: &Tuning) -> Result<Outline
     let rows = |part: &[u64; 4]| part[ENTRY] * part[HEAD] * part[CHANNEL].div_ceil(width);
     let mut window = part[TOKEN];
     let wanted = wanted_segments(rows(&part), window, caps, tuning)?;
-    let stripes = stripes(&variant, &part, caps);
-    let most_tokens = tokens_of(caps, stripes);
-    if stripes > 1 && most_tokens > 0 {
-        variant.each = small(stripes);
-        variant.workgroup = caps.fixed_subgroup().unwrap_or(WORKGROUP);
-    }
-    let longest = if variant.each > 1 {
-        most_tokens
-    } else {
-        steps_budget
-    };
-    if wanted == 1 && !packed && !op.reaches_all() && window.div_ceil(longest) <= MOST_WALKS {
-        window = window.min(longest);
-    }
-    let segment = window.div_ceil(wanted).clamp(1, longest);
+    let segment = window.div_ceil(wanted).clamp(1, steps_budget);
     // Windows are of whole segments, and one join goes through them.
     if window < lens[TOKEN] {
         window = window / segment * segment;
@@ -269,27 +248,6 @@ pub(super) fn outline(op: &Scan, caps: &Caps, tuning: &Tuning) -> Result<Outline
     })
 }
 
-/// Vectors of channels per invocation: on a CPU whose lanes read one token side by side, as many as leave it busy.
-fn stripes(variant: &Variant, part: &[u64; 4], caps: &Caps) -> u64 {
-    if !(caps.cpu_vectors() && variant.vec4) {
-        return 1;
-    }
-    let lanes = u64::from(caps.fixed_subgroup().unwrap_or(1));
-    let units = part[CHANNEL] / u64::from(variant.width());
-    let subgroups = part[ENTRY] * part[HEAD] * units / lanes;
-    (subgroups / WANTED_SOFTWARE_SUBGROUPS)
-        .min(units / lanes)
-        .clamp(1, MOST_EACH)
-}
-
-/// Tokens of a walk within the loop budget, where each invocation owns several vectors.
-fn tokens_of(caps: &Caps, each: u64) -> u64 {
-    let block = u64::from(BLOCK);
-    // As many blocks, then single tokens, each a loop over the vectors; and the loops before and after.
-    let loops = u64::from(caps.loop_budget) / (each + 1);
-    loops.saturating_sub(block + 4) * block
-}
-
 /// Segments that fill the device, as far as they are not too short.
 fn wanted_segments(rows: u64, tokens: u64, caps: &Caps, tuning: &Tuning) -> Result<u64> {
     let invocations = if caps.software {
@@ -374,8 +332,6 @@ fn variant(op: &Scan) -> Variant {
         },
         split: false,
         block: BLOCK,
-        each: 1,
-        workgroup: WORKGROUP,
         f16: op.input().dtype == DType::F16,
         f16_decay: [Slot::Decay, Slot::LogDecay]
             .into_iter()
@@ -625,23 +581,13 @@ impl Plan<'_> {
     fn walk(&self, phase: Phase, piece: &Part<4>, segments: u64) -> Walk {
         let (units, rows) = self.rows(piece);
         let carries = piece.start[TOKEN] + piece.len[TOKEN] < self.lens[TOKEN];
-        let variant = self.variant.of_phase(phase);
-        let each = u64::from(variant.each);
-        let lanes = if each > 1 {
-            u64::from(variant.workgroup)
-        } else {
-            1
-        };
-        let columns = units.div_ceil(lanes * each) * lanes;
         let last_channels = piece.start[CHANNEL] + piece.len[CHANNEL] == self.lens[CHANNEL];
         Walk {
-            variant,
+            variant: self.variant.of_phase(phase),
             piece: *piece,
             params: Params {
-                invocations: small(rows / units * columns * segments),
+                invocations: small(rows * segments),
                 units: small(units),
-                columns: small(columns),
-                lanes: small(lanes),
                 heads: small(piece.len[HEAD]),
                 segments: small(segments),
                 last_segment: small(piece.len[TOKEN].div_ceil(self.segment) - 1),
@@ -701,7 +647,7 @@ impl Plan<'_> {
             kernel: variant.into(),
             ranges,
             params: params.bytes(),
-            grid: self.grid(rows, WORKGROUP)?,
+            grid: self.grid(rows)?,
         })
     }
 
@@ -752,11 +698,11 @@ impl Plan<'_> {
             kernel: variant.into(),
             ranges,
             params: params.bytes(),
-            grid: self.grid(invocations, WORKGROUP)?,
+            grid: self.grid(invocations)?,
         })
     }
 
-    fn grid(&self, invocations: u64, workgroup: u32) -> Result<[u32; 3]> {
+    fn grid(&self, invocations: u64) -> Result<[u32; 3]> {
         if invocations > u64::from(u32::MAX) {
             return Err(Error::unsupported(
                 format!("{invocations} invocations in one dispatch"),
@@ -764,7 +710,7 @@ impl Plan<'_> {
                 "split the op over batch or heads",
             ));
         }
-        grid(invocations.div_ceil(workgroup.into()), self.caps)
+        grid(invocations.div_ceil(WORKGROUP.into()), self.caps)
     }
 }
 
@@ -899,7 +845,7 @@ impl Walk {
                 ranges.push(place.range);
             }
         }
-        let invocations = u64::from(self.params.columns)
+        let invocations = u64::from(self.params.units)
             * u64::from(self.params.heads)
             * u64::from(self.params.segments)
             * self.piece.len[ENTRY];
@@ -907,7 +853,7 @@ impl Walk {
             kernel: variant.into(),
             ranges,
             params: self.params.bytes(),
-            grid: plan.grid(invocations, variant.workgroup)?,
+            grid: plan.grid(invocations)?,
         })
     }
 }

@@ -125,7 +125,7 @@ impl Walk {
         let long = taps > MOST_TAPS.into();
         let ahead = op.padding_left + 1 < taps;
         let read = if [&op.x, &op.y].iter().all(|x| fours(x, 1))
-            && (per_head % 4 == 0 || (per_head == 1 && !dynamic))
+            && (per_head.is_multiple_of(4) || (per_head == 1 && !dynamic))
         {
             Read::Channels4
         } else if !long && !packed && !ahead && [&op.x, &op.y].iter().all(|x| fours(x, 2)) {
@@ -257,9 +257,12 @@ impl Walk {
             let inner = c * (lanes - 1) + 1;
             list.push((Slot::Bias, Operand::new("bias", bias, strides, inner)));
         }
+        // The states of packed sequences are written by a step of their own.
+        let last = op.final_state.as_ref();
+        let last = last.filter(|_| op.cu_seqlens.is_none() || op.in_place);
         for (slot, state) in [
-            (Slot::InitialState, &op.initial_state),
-            (Slot::FinalState, &op.final_state),
+            (Slot::InitialState, op.initial_state.as_ref()),
+            (Slot::FinalState, last),
         ] {
             if let Some(state) = state {
                 let [b, c, k] = strides_of(state);

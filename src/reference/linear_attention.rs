@@ -406,11 +406,22 @@ impl State {
         [batch, head, token]: [usize; 3],
         place: usize,
     ) {
-        let mut before = self.matrix.clone();
+        // One rule alone reads the state before the decay.
+        let low_rank = matches!(a.op.rule, UpdateRule::LowRank { .. });
+        let mut before = if low_rank {
+            self.matrix.clone()
+        } else {
+            Vec::new()
+        };
         for (c, row) in self.matrix.chunks_mut(sizes.value_dim).enumerate() {
-            let channel = c % sizes.key_dim;
-            for (e, s) in row.iter_mut().enumerate() {
-                *s *= a.log_decay(sizes, [batch, head, token], [channel, e]).exp();
+            let g = |e| a.log_decay(sizes, [batch, head, token], [c % sizes.key_dim, e]);
+            match a.op.decay {
+                Decay::None => {}
+                Decay::Value(_) => (row.iter_mut().enumerate()).for_each(|(e, s)| *s *= g(e).exp()),
+                _ => {
+                    let factor = g(0).exp();
+                    row.iter_mut().for_each(|s| *s *= factor);
+                }
             }
         }
         for (c, z) in self.sum.iter_mut().enumerate() {
@@ -459,7 +470,9 @@ impl State {
             for (z, k) in self.sum.iter_mut().zip(&k) {
                 *z += k;
             }
-            before.clone_from(&self.matrix);
+            if low_rank {
+                before.clone_from(&self.matrix);
+            }
         }
     }
 
@@ -610,7 +623,7 @@ fn add_local(a: &LinearAttentionInputs<'_>, sizes: &Sizes, o: &mut [f64]) {
                 LocalWeights::SquaredRelu => scores.iter().map(|s| s.max(0.0).powi(2)).collect(),
                 LocalWeights::Laplace => (scores.iter())
                     .map(|s| {
-                        let deviation = (std::f64::consts::PI / 4.0).sqrt();
+                        let deviation = (4.0 * std::f64::consts::PI).recip().sqrt();
                         let from_mean = (s - 0.5f64.sqrt()) / (deviation * 2f64.sqrt());
                         (1.0 + erf(from_mean)) / 2.0
                     })

@@ -7,6 +7,7 @@ mod hrr_attention;
 mod linear_attention;
 mod merge;
 pub mod presets;
+mod random_features;
 mod rotary;
 mod scan;
 mod short_conv;
@@ -21,6 +22,7 @@ pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
 pub use merge::merge;
+pub use random_features::random_features;
 pub use rotary::{RotaryInputs, rotary};
 pub use scan::{ScanInputs, ScanOutputs, scan};
 pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};

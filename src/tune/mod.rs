@@ -144,6 +144,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         | Op::Rotary(_)
         | Op::Weights(_)
         | Op::LinearAttention(_)
+        | Op::RandomFeatures(_)
         | Op::ShortConv(_) => {}
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Attention(op) => {
@@ -208,6 +209,11 @@ pub fn bucket(op: &Op) -> String {
             "rotary {} of 2^{} elements",
             op.x.dtype,
             log2(op.x.elements())
+        ),
+        Op::RandomFeatures(op) => format!(
+            "random features {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.y.elements())
         ),
         Op::LinearAttention(op) => format!(
             "linear attention {} of 2^{} elements",

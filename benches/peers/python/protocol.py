@@ -67,10 +67,31 @@ class Job:
             raise Unable("causal with q_len other than kv_len is not written for this peer")
         return True
 
+    @property
+    def linear_attention(self):
+        """Sizes of a linear attention: batch, query heads, KV heads, tokens, dims, value dims; None of another op."""
+        w = self.workload
+        if w["op"] != "linear_attention":
+            return None
+        sizes = (w[size] for size in ("batch", "heads", "seq", "key_dim"))
+        batch, heads, seq, key_dim = sizes
+        return batch, heads, w["kv_heads"] or heads, seq, key_dim, w["value_dim"] or key_dim
+
     def inputs(self):
-        """The inputs: q, k, v as [batch, heads, len, dim], or the one of softmax."""
+        """The inputs: q, k, v as [batch, heads, len, dim], with the decays [heads] of a linear attention that has
+        them, or the one of softmax."""
         if self.softmax:
             shapes = [self.workload["shape"]]
+        elif self.linear_attention:
+            w = self.workload
+            if (w["decay"], w["rule"], w["reach"]) not in (
+                ("none", "linear", "causal"),
+                ("head", "linear", "causal"),
+            ) or w["normalised"] or w["state"]:
+                raise Unable("only causal linear attention with at most a decay per head is written for this peer")
+            batch, heads, kv_heads, seq, key_dim, value_dim = self.linear_attention
+            shapes = [(batch, heads, seq, key_dim), (batch, kv_heads, seq, key_dim), (batch, kv_heads, seq, value_dim)]
+            shapes += [(kv_heads,)] if w["decay"] == "head" else []
         else:
             batch, q_heads, kv_heads, q_len, kv_len, head_dim, value_dim = self.attention
             shapes = [

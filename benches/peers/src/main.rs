@@ -29,7 +29,7 @@ struct Program {
     #[arg(long, global = true)]
     adapter: Option<String>,
     /// Workloads of the suite to run, by letter.
-    #[arg(long, default_value = "abcde", conflicts_with = "shapes")]
+    #[arg(long, default_value = "abcdef", conflicts_with = "shapes")]
     suite: String,
     /// TOML file of workloads, of the form of benches/shapes.toml, instead of the suite.
     #[arg(long)]
@@ -245,6 +245,7 @@ fn workloads(program: &Program) -> Result<Vec<Workload>> {
                     Workload::Attention(shape) => shape.dtype = dtype,
                     Workload::Softmax(shape) => shape.dtype = dtype,
                     Workload::Rotary(shape) => shape.dtype = dtype,
+                    Workload::LinearAttention(shape) => shape.dtype = dtype,
                 }
                 workload
             })

@@ -75,6 +75,13 @@ fn prepare(job: &Job, adapter: Option<&str>) -> Result<(Gpu, Call, Ready)> {
         .iter()
         .map(|path| task::read(path))
         .collect::<Result<Vec<_>>>()?;
+    if matches!(&job.workload, Workload::LinearAttention(shape) if shape.state) {
+        return Err(Error::Argument {
+            argument: "state",
+            message: "a carried state changes from run to run; measure it with foveate bench"
+                .into(),
+        });
+    }
     let op = Workload::op(&job.workload);
     let tensors = Tensors::upload(&gpu, &op, &inputs)?;
     let plan = gpu.engine().plan(&op)?;

@@ -50,6 +50,9 @@ pub struct Peer {
     pub python: Option<PathBuf>,
     pub attention: Vec<String>,
     pub softmax: Vec<String>,
+    /// Its variants for linear attention.
+    #[serde(default)]
+    pub linear_attention: Vec<String>,
     pub dtypes: Vec<DType>,
     #[serde(default)]
     pub layer: bool,
@@ -99,6 +102,7 @@ impl Peer {
         match workload {
             Workload::Attention(_) => &self.attention,
             Workload::Softmax(_) => &self.softmax,
+            Workload::LinearAttention(_) => &self.linear_attention,
             // No peer has it yet.
             Workload::Rotary(_) => &[],
         }

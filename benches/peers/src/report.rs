@@ -183,6 +183,7 @@ pub fn dtype(workload: &Workload) -> DType {
         Workload::Attention(shape) => shape.dtype,
         Workload::Softmax(shape) => shape.dtype,
         Workload::Rotary(shape) => shape.dtype,
+        Workload::LinearAttention(shape) => shape.dtype,
     }
 }
 

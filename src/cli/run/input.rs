@@ -17,6 +17,7 @@ fn counts(slot: Slot) -> bool {
             | Slot::PrefixLen
             | Slot::CuQ
             | Slot::CuKv
+            | Slot::CuSeqlens
             | Slot::HeadWindows
             | Slot::Blocks
             | Slot::Positions
