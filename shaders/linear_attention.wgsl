@@ -260,7 +260,7 @@ fn main(
 //@if UPDATE
                 u[n] = value_columns(VALUES, at.v + update.row * params.v_token, columns[n], params.v_dim);
 //@if BONUS
-                value[n] = u[n];
+                value[n] = select(Col(), u[n], update.there);
 //@endif
 //@endif
 //@if DECAY_VALUE
@@ -404,8 +404,14 @@ fn main(
     }
 
 //@if GIVE
-    // Heads of a group have the same state. A sequence of other slices leaves its own alone.
-    if (real && head % params.giving == 0u && (first < stop || params.token_start == 0u)) {
+//@if TAKE
+    // A sequence of other slices leaves its state alone.
+    let leaves = first < stop || params.token_start == 0u;
+//@else
+    let leaves = true;
+//@endif
+    // Heads of a group have the same state.
+    if (real && head % params.giving == 0u && leaves) {
         //@unroll
         for (var b = 0u; b < ROWS4; b++) {
             //@unroll

@@ -24,7 +24,8 @@ struct Params {
     rows: u32,
     key_dim: u32,
     value_dim: u32,
-    heads: u32,             // in scratch
+    heads: u32,             // of the dispatch
+    slot_heads: u32,        // in scratch
     group: u32,             // of them that share a state
     segments: u32,
     slots: u32,             // per head
@@ -92,7 +93,7 @@ fn main(
     // In each block's copy of the sums, the last element is the largest of the keys.
     let row = select(element / params.value_dim, (element - of_state) % (params.rows + 1u), sums);
     let column = element % params.value_dim;
-    let at = params.scratch_at + (sequence * params.heads + head) * params.slots * params.slot_size;
+    let at = params.scratch_at + (sequence * params.slot_heads + head) * params.slots * params.slot_size;
     let carry = at + params.carried * params.slot_size + element;
 
     var x = select(0.0, params.lowest, sums && row == params.rows);

@@ -44,7 +44,7 @@ fn main(
     var held: array<vec4<f32>, CHUNK>;
     //@unroll
     for (var n = 0u; n < CHUNK; n++) {
-        u[n] = value_columns(VALUES, at.v, first + 4u * n, params.v_dim);
+        u[n] = select(vec4<f32>(), value_columns(VALUES, at.v, first + 4u * n, params.v_dim), there);
         fades[n] = vec4<f32>(fade);
 //@if DECAY_VALUE
         let g = value_columns(VALUE_DECAY, at.decay, first + 4u * n, params.decay_dim);
@@ -82,6 +82,10 @@ fn main(
 //@if BETA_VALUE
         u[n] *= value_columns(VALUE_BETA, at.beta, first + 4u * n, params.beta_dim);
 //@endif
+    }
+    //@unroll
+    for (var n = 0u; n < CHUNK; n++) {
+        u[n] = select(vec4<f32>(), u[n], there);
     }
 //@endif
 //@endif
@@ -150,7 +154,8 @@ fn main(
     //@unroll
     for (var n = 0u; n < CHUNK; n++) {
 //@if BONUS
-        out[n] = fma(vec4<f32>(own), value_columns(VALUES, at.v, first + 4u * n, params.v_dim), out[n]);
+        let value = value_columns(VALUES, at.v, first + 4u * n, params.v_dim);
+        out[n] = fma(vec4<f32>(own), select(vec4<f32>(), value, there), out[n]);
 //@endif
         store_o(at.o, first + 4u * n, out[n] * factor);
     }

@@ -97,7 +97,7 @@ params! {
     /// Parameters of the join.
     Params {
         invocations: u32, elements: u32, rows: u32, key_dim: u32, value_dim: u32, heads: u32,
-        group: u32, segments: u32, slots: u32, carried: u32, slot_size: u32, products_at: u32,
+        slot_heads: u32, group: u32, segments: u32, slots: u32, carried: u32, slot_size: u32, products_at: u32,
         lowest: f32,
         initial_at: u32, initial_batch: u32, initial_head: u32, initial_row: u32, initial_dim: u32,
         final_at: u32, final_batch: u32, final_head: u32, final_row: u32, final_dim: u32,

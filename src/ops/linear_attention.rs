@@ -276,7 +276,7 @@ pub enum LocalWeights {
 /// # Numbers
 ///
 /// Sums, products and exponentials are f32 whatever the storage. Inputs must be finite. Decays are never
-/// divided by: a decay of exp(-inf) (any `g` below -104) clears the state. A number that is not finite stays
+/// divided by: a decay of exp(-inf) (any `g` below -87) clears the state. A number that is not finite stays
 /// within its batch entry and head (its sequence, where several are packed).
 ///
 /// Sources: Katharopoulos et al. (arXiv:2006.16236); Qin et al., Lightning Attention-2 (arXiv:2401.04658); Yang et
@@ -911,6 +911,26 @@ impl LinearAttention {
                 "leave them out, or set the normaliser",
             ));
         }
+        if self.final_sum.is_some() && self.final_state.is_none() {
+            return Err(Error::invalid(
+                "final_sum",
+                "a sum of keys without the state that it belongs to",
+                "give final_state too",
+            ));
+        }
+        let states = [&self.initial_state, &self.final_state];
+        if self.normaliser.is_some_and(|normaliser| normaliser.safe)
+            && states
+                .into_iter()
+                .flatten()
+                .any(|layout| layout.dtype == DType::F16)
+        {
+            return Err(Error::invalid(
+                "final_state",
+                "f16 states with a safe normaliser, whose largest exponent f16 cannot hold",
+                "give f32 states",
+            ));
+        }
         if self.normaliser.is_some() && self.initial_state.is_some() != self.initial_sum.is_some() {
             return Err(Error::invalid(
                 "initial_sum",
@@ -929,6 +949,13 @@ impl LinearAttention {
                     "cu_seqlens",
                     format!("shape {:?}", cu.shape),
                     "give [sequences + 1] numbers",
+                ));
+            }
+            if self.sequences() > u32::MAX.into() {
+                return Err(Error::invalid(
+                    "cu_seqlens",
+                    format!("{} sequences", self.sequences()),
+                    "pack fewer than 2^32",
                 ));
             }
             if dims(&self.q)[0] != 1 || self.kv_len.is_some() {

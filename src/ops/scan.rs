@@ -508,11 +508,11 @@ impl Scan {
             ));
         }
         if let Some(cu) = &self.cu_seqlens {
-            if cu.rank() != 1 || cu.shape[0] < 2 {
+            if cu.rank() != 1 || !(2..=u32::MAX.into()).contains(&cu.shape[0]) {
                 return Err(Error::invalid(
                     "cu_seqlens",
                     format!("shape {:?}", cu.shape),
-                    "give [sequences + 1] numbers",
+                    "give [sequences + 1] numbers, of fewer than 2^32 sequences",
                 ));
             }
             if self.sizes().batch != 1 {

@@ -289,7 +289,12 @@ impl Walk {
         let first = piece.start[3] * self.group;
         let tokens = (groups * self.group).min(seq - first);
         let units = rows * inner;
-        let each = self.run(batch * units, tokens, caps);
+        // Where an invocation writes the state, it has the whole sequence in slices too.
+        let each = if fused {
+            tokens.next_multiple_of(u64::from(self.variant.block))
+        } else {
+            self.run(batch * units, tokens, caps)
+        };
         let runs = tokens.div_ceil(each);
         let invocations = batch * units * runs;
         // What of x the slice sees.

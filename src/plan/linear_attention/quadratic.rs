@@ -72,6 +72,20 @@ fn covers(op: &LinearAttention) -> Result<()> {
     if matches!(op.decay, Decay::Key(_) | Decay::Value(_)) {
         return fail("a decay per channel", "a pair has one factor");
     }
+    if op.bonus.is_some() && op.feature_k == FeatureMap::Softmax {
+        return fail(
+            "a bonus with keys mapped by a softmax",
+            "the own key's maximum and sum are not known there",
+        );
+    }
+    if op.normaliser.is_some_and(|normaliser| normaliser.safe)
+        && matches!(op.feature_q, FeatureMap::Exp { .. })
+    {
+        return fail(
+            "a safe normaliser with queries mapped by an exponential",
+            "queries keep their largest exponent there",
+        );
+    }
     Ok(())
 }
 
@@ -94,13 +108,6 @@ impl<'a> Form<'a> {
             Similarity::Square => (Pair::Square, 0),
             Similarity::Cosine { length } => (Pair::Cosine, length),
         };
-        if length > u32::MAX.into() {
-            return Err(Error::unsupported(
-                format!("a cosine over {length} tokens"),
-                "kernels count them in 32 bits",
-                "use a length of at most 4294967295, or no cosine, which so long a one hardly differs from",
-            ));
-        }
         let (sight, reach) = match op.reach {
             Reach::Causal => (Sight::Causal, 0),
             Reach::Before => (Sight::Before, 0),

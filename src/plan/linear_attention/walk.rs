@@ -293,7 +293,13 @@ impl<'a> Walk<'a> {
             .splits
             .map_or_else(|| wanted.div_ceil(tasks).min(long / MIN_SEGMENT), u64::from);
         let may_split = plain && op.cu_seqlens.is_none();
-        let segments = if may_split { open.clamp(1, long) } else { 1 };
+        // A join loops over them.
+        let budget = u64::from(self.caps.loop_budget).saturating_sub(2).max(1);
+        let segments = if may_split {
+            open.clamp(1, long).min(budget)
+        } else {
+            1
+        };
         let mut plan = Plan {
             walk: self,
             slots: &mut slots,
@@ -432,7 +438,9 @@ impl<'a> Walk<'a> {
     }
 
     fn scratch_bytes(&self, slots: &Slots) -> u64 {
-        4 * self.sequences * slots.heads * slots.each * slots.size
+        [4, self.sequences, slots.heads, slots.each, slots.size]
+            .into_iter()
+            .fold(1, u64::saturating_mul)
     }
 }
 
@@ -467,6 +475,16 @@ impl Plan<'_, '_> {
             walk.supported(variant)?;
             let operands = walk.operands(*pass, variant, self.slots);
             list.extend(operands.into_iter().map(|(_, operand)| operand));
+        }
+        let states = list
+            .iter()
+            .find(|operand| operand.name == "scratch" && 4 * operand.inner + alignment > limit);
+        if let Some(states) = states {
+            return Err(Error::unsupported(
+                format!("{} bytes of states in scratch", 4 * states.inner),
+                format!("a binding holds {limit} bytes"),
+                "pack fewer sequences, ask for fewer segments, or use smaller heads",
+            ));
         }
         let mut part = slice::fit(lens, &list, limit, alignment)?;
         part[TOKEN] = part[TOKEN].min(most).max(1);
@@ -512,6 +530,8 @@ impl Plan<'_, '_> {
         let one = step::Variant(direct);
         if tokens * op.updates_per_token == 1
             && group == 1
+            // Invocations that share a sum must not overwrite it while others may still read it.
+            && !(op.in_place && direct.divisor.is_some() && walk.value_dim > 4 * STEP_COLUMNS)
             && direct.broadcast
             && one.supports(walk.caps).is_ok()
         {
@@ -672,7 +692,9 @@ impl Plan<'_, '_> {
         let output = walk.variant(Pass::Output, Take::Scratch, Give::Nothing);
         // As many buckets at once as a binding has room for, and as a join may loop over.
         let limit = walk.caps.max_binding_bytes / 2;
-        let per_slot = 4 * walk.sequences * self.slots.heads * self.slots.size;
+        let per_slot = [4, walk.sequences, self.slots.heads, self.slots.size]
+            .into_iter()
+            .fold(1, u64::saturating_mul);
         let room = (limit / per_slot).saturating_sub(1);
         let budget = u64::from(walk.caps.loop_budget).saturating_sub(2);
         let at_once = tokens.div_ceil(bucket).min(room.max(1)).min(budget.max(1));
@@ -773,6 +795,7 @@ impl Plan<'_, '_> {
             key_dim: small(walk.key_dim),
             value_dim: small(walk.value_dim),
             heads: small(heads),
+            slot_heads: small(slots.heads),
             group: small(slots.heads / walk.heads[2]),
             segments: small(segments),
             slots: small(slots.each),
@@ -909,7 +932,7 @@ impl Plan<'_, '_> {
             group: small(group),
             q_share: small(o_heads / q_heads),
             k_share: small(state_heads / k_heads),
-            slot_heads: small(slots.heads / walk.units * piece.len[UNIT]),
+            slot_heads: small(slots.heads),
             slot_group: small(heads_there / slots.heads.min(heads_there)),
             slots: small(slots.each),
             slot_first: if in_segments {
