@@ -7,7 +7,10 @@ use common::{
     linear::{Case, Sizes},
     name,
 };
-use foveate::{Gpu, Layout, LinearAttention, Op, Reach, Schedule, Similarity, Tuning, ops::Slot};
+use foveate::{
+    Call, Decay, Gpu, Layout, LinearAttention, Op, Reach, Schedule, Similarity, Tuning, View,
+    ops::{Args, Slot},
+};
 
 const OPEN: Tuning = Tuning {
     schedule: None,
@@ -135,4 +138,63 @@ fn a_sum_without_its_state_is_refused() {
     };
     let error = Op::from(op).check().expect_err("a sum alone");
     assert!(error.to_string().contains("final_state"), "{error}");
+}
+
+/// A state that is carried on from call to call ends as that of one call over all tokens.
+#[test]
+fn a_thousand_calls_are_one() {
+    let (calls, seq, dim) = (1000, 64, 8);
+    let all = calls * seq;
+    let sizes = Sizes::new(all, [dim, dim]);
+    let op = sizes.op().decay(sizes.token_decay());
+    let mut whole = Case::new(op.carried_state());
+    whole.of(Slot::Decay).iter_mut().for_each(|g| *g *= 0.1);
+    for gpu in gpus() {
+        let rows = |slot| whole.data.iter().find(|(other, _)| *other == slot);
+        let upload = |slot, layout: &Layout| match rows(slot) {
+            Some((_, data)) => gpu.upload(data, layout.shape.clone()),
+            None => gpu.allocate(layout.clone()),
+        };
+        let op = Op::from(whole.op.clone());
+        let tensors: Vec<_> = op
+            .tensors()
+            .into_iter()
+            .map(|(slot, layout)| (slot, upload(slot, layout).expect("room")))
+            .collect();
+        let parts = (0..calls).map(|call| {
+            let part = |layout: &Layout| {
+                let mut part = layout.clone().at(call * seq * layout.strides[2]);
+                part.shape[2] = seq;
+                part
+            };
+            let op = LinearAttention {
+                q: part(&whole.op.q),
+                k: part(&whole.op.k),
+                v: part(&whole.op.v),
+                o: part(&whole.op.o),
+                decay: Decay::Token(part(whole.op.decay.layout().expect("a decay"))),
+                ..whole.op.clone()
+            };
+            let op = Op::from(op);
+            let plan = gpu.engine().plan(&op).expect("plans");
+            let views = op.tensors().into_iter().map(|(slot, layout)| {
+                let tensor = tensors.iter().find(|(other, _)| *other == slot);
+                let view = tensor.expect("the same tensors").1.view();
+                (slot, View::new(view.buffer, layout.clone()))
+            });
+            plan.bind(Args(views.collect())).expect("binds")
+        });
+        let parts: Vec<Call> = parts.collect();
+        for some in parts.chunks(100) {
+            gpu.run(&Call::sequence(some)).expect("runs");
+        }
+        let want = whole.expected();
+        for (slot, want) in [(Slot::O, &want.o), (Slot::FinalState, &want.state)] {
+            let tensor = tensors.iter().find(|(other, _)| *other == slot);
+            let got = gpu.download(&tensor.expect("an output").1).expect("read");
+            let error = foveate::reference::error(&got, want);
+            println!("{}: {} {error:e}", name(gpu), slot.name());
+            assert!(error < 1e-4, "{}: {} {error:e}", name(gpu), slot.name());
+        }
+    }
 }

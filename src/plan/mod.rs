@@ -72,14 +72,15 @@ pub struct Tuning {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
     /// Query rows per lane, subgroup schedule, or per workgroup, decode schedule: 1 to 8. Fewer
-    /// compile faster.
+    /// compile faster. Linear attention: vectors of four columns of the state per lane, 1 or 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<u32>,
-    /// Keys per step, subgroup schedule: 1 to 8. Fewer compile faster.
+    /// Keys per step, subgroup schedule: 1 to 8. Fewer compile faster. Linear attention: updates per step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<u32>,
     /// Ranges into which the keys, or the rows of a softmax, of each slice are split: more where the
-    /// loop budget asks for it, fewer where a range would be shorter than a step.
+    /// loop budget asks for it, fewer where a range would be shorter than a step. Linear attention: segments of
+    /// tokens that are walked side by side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub splits: Option<u32>,
 }
