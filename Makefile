@@ -28,7 +28,7 @@ test:
 	$(CARGO) test $(LOCKED) --workspace --features noop --no-fail-fast
 ifneq ($(SWIFTSHADER),)
 	WGPU_BACKEND=vulkan VK_ICD_FILENAMES=$(SWIFTSHADER) VK_DRIVER_FILES=$(SWIFTSHADER) \
-	    $(CARGO) test $(LOCKED) --features noop --test attention --test merge --test rotary --test weights --test softmax --test bad_input
+	    $(CARGO) test $(LOCKED) --features noop --test attention --test merge --test rotary --test weights --test softmax --test linear_attention_slices --test bad_input
 else
 	@echo 'skipped: SwiftShader is not there (Debian and Ubuntu: package chromium-common)'
 endif
