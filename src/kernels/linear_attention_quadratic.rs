@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::linear_attention::Divisor;
 use super::{Feature, params};
 use crate::{caps::Caps, shader::Constants};
 
@@ -71,18 +72,6 @@ pub enum Fading {
         /// f16 storage.
         f16: bool,
     },
-}
-
-/// What guards a division.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Divisor {
-    /// A number is added.
-    Add,
-    /// A number is the least.
-    AtLeast,
-    /// A number is added to each sum of keys.
-    Keys,
 }
 
 /// A variant of the kernel.
