@@ -65,7 +65,7 @@ pub enum Decay {
     #[default]
     None,
     /// A constant per head, f32 `[state_heads]`: lightning attention, RetNet. See
-    /// [`LinearAttention::lightning_decays`] and [`LinearAttention::retention_decays`].
+    /// [`LinearAttention::lightning_decays`](super::LinearAttention::lightning_decays) and [`LinearAttention::retention_decays`](super::LinearAttention::retention_decays).
     Head(Layout),
     /// One per token and head, `[batch, state_heads, seq]`: Mamba-2, simple GLA, the gated delta rule.
     Token(Layout),
@@ -125,7 +125,7 @@ pub enum Reach {
     /// Those up to its own.
     #[default]
     Causal,
-    /// Those before its own (see [`LinearAttention::bonus`]).
+    /// Those before its own (see [`LinearAttention::bonus`](super::LinearAttention::bonus)).
     Before,
     /// Those of the buckets of `tokens` tokens before its own bucket: the state as the last of these left it.
     BeforeBucket {
@@ -148,7 +148,7 @@ pub struct Normaliser {
     pub guard: Guard,
     /// For keys mapped by [`FeatureMap::Exp`]: whether to keep `exp(x - m)`, where `m` is the largest `factor * x`
     /// of a key so far, over all channels. No exponential overflows then. State and sum are those of
-    /// `exp(x - m)`, and [`LinearAttention::initial_sum`] and `final_sum` have one more element than the keys:
+    /// `exp(x - m)`, and [`LinearAttention::initial_sum`](super::LinearAttention::initial_sum) and `final_sum` have one more element than the keys:
     /// `m`, the last; -3e38 where there is no key yet. Queries mapped by [`FeatureMap::Exp`] lose the largest of their
     /// own channels likewise. `eps` counts in these units.
     #[serde(default)]
