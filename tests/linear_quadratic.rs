@@ -271,7 +271,7 @@ fn dispatches_that_hand_sums_on() {
         ));
     }
     for gpu in gpus() {
-        let loops = narrowed(gpu, 200, gpu.engine().caps().max_binding_bytes);
+        let loops = narrowed(gpu, 280, gpu.engine().caps().max_binding_bytes);
         let bytes = narrowed(gpu, 65_535, 6000);
         for case in &cases {
             for (narrow, least) in [(&loops, 2), (&bytes, 4)] {

@@ -514,7 +514,9 @@ fn linear_quadratic_ops(into: &mut BTreeSet<Kernel>) {
                     for safe in [false, true] {
                         let eps = Real(0.1);
                         let normaliser = Normaliser { eps, guard, safe };
-                        let features = op().features(exp, exp).normaliser(normaliser);
+                        // Queries that lose their largest exponent are the walk's.
+                        let map_q = if safe { FeatureMap::Softmax } else { exp };
+                        let features = op().features(map_q, exp).normaliser(normaliser);
                         list.push(features.reach(reach).kv_len(lens(2)));
                     }
                 }
