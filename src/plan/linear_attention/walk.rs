@@ -1127,3 +1127,12 @@ fn places(op: &LinearAttention, params: &mut Params) {
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_largest_of_no_keys_is_that_of_the_shaders() {
+        let shader = include_str!("../../../shaders/shared/linear_tensors.wgsl");
+        assert!(shader.contains(&format!("const LOWEST: f32 = {:e};", super::LOWEST)));
+    }
+}
