@@ -131,7 +131,8 @@ impl Pipelines {
         let mut bindings = Vec::new();
         for binding in shader.bindings.iter().filter(|binding| !binding.uniform) {
             let slot = Slot::ALL
-                .into_iter()
+                .iter()
+                .copied()
                 .find(|slot| slot.name() == binding.name)
                 .ok_or_else(|| fail(format!("no slot is called {}", binding.name)))?;
             bindings.push((binding.index, slot, binding.writable));

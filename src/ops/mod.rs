@@ -39,391 +39,242 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::Result, tensor::View};
 
-/// Any op.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "ops are few, and matched on directly"
-)]
-pub enum Op {
+/// Declares [`Op`]: one line per op.
+macro_rules! ops {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Any op.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(
+            clippy::large_enum_variant,
+            reason = "ops are few, and matched on directly"
+        )]
+        pub enum Op {
+            $($(#[$doc])* $name($name),)*
+        }
+
+        impl Op {
+            /// Checks everything about the op that does not depend on a device.
+            ///
+            /// # Errors
+            /// [`crate::Error::Invalid`], naming the argument.
+            pub fn check(&self) -> Result<()> {
+                match self {
+                    $(Self::$name(op) => op.check(),)*
+                }
+            }
+
+            /// The tensors of the op, in a fixed order.
+            pub fn tensors(&self) -> Vec<(Slot, &crate::Layout)> {
+                match self {
+                    $(Self::$name(op) => op.tensors(),)*
+                }
+            }
+        }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Self {
+                Self::$name(op)
+            }
+        })*
+    };
+}
+
+ops! {
     /// Row softmax or log-softmax.
-    Softmax(Softmax),
+    Softmax,
     /// Softmax attention.
-    Attention(Attention),
+    Attention,
     /// Attention results over parts of the keys, merged.
-    Merge(Merge),
+    Merge,
     /// Attention's scores and weights, or statistics of them.
-    Weights(Weights),
+    Weights,
     /// Rotary position embedding.
-    Rotary(Rotary),
+    Rotary,
     /// Linear attention.
-    LinearAttention(LinearAttention),
+    LinearAttention,
     /// Random features of queries and keys.
-    RandomFeatures(RandomFeatures),
+    RandomFeatures,
     /// Short depthwise convolution along the sequence.
-    ShortConv(ShortConv),
+    ShortConv,
     /// Scan along the sequence.
-    Scan(Scan),
+    Scan,
     /// Attention of holographic reduced representations.
-    HrrAttention(HrrAttention),
+    HrrAttention,
     /// Flow attention.
-    FlowAttention(FlowAttention),
+    FlowAttention,
     /// The attention-free transformer.
-    AftFull(AftFull),
+    AftFull,
 }
 
 impl Op {
-    /// Checks everything about the op that does not depend on a device.
-    ///
-    /// # Errors
-    /// [`crate::Error::Invalid`], naming the argument.
-    pub fn check(&self) -> Result<()> {
-        match self {
-            Self::Softmax(op) => op.check(),
-            Self::Attention(op) => op.check(),
-            Self::Merge(op) => op.check(),
-            Self::Weights(op) => op.check(),
-            Self::Rotary(op) => op.check(),
-            Self::LinearAttention(op) => op.check(),
-            Self::RandomFeatures(op) => op.check(),
-            Self::ShortConv(op) => op.check(),
-            Self::Scan(op) => op.check(),
-            Self::HrrAttention(op) => op.check(),
-            Self::FlowAttention(op) => op.check(),
-            Self::AftFull(op) => op.check(),
-        }
-    }
-
-    /// The tensors of the op, in a fixed order.
-    pub fn tensors(&self) -> Vec<(Slot, &crate::Layout)> {
-        match self {
-            Self::Softmax(op) => op.tensors(),
-            Self::Attention(op) => op.tensors(),
-            Self::Merge(op) => op.tensors(),
-            Self::Weights(op) => op.tensors(),
-            Self::Rotary(op) => op.tensors(),
-            Self::LinearAttention(op) => op.tensors(),
-            Self::RandomFeatures(op) => op.tensors(),
-            Self::ShortConv(op) => op.tensors(),
-            Self::Scan(op) => op.tensors(),
-            Self::HrrAttention(op) => op.tensors(),
-            Self::FlowAttention(op) => op.tensors(),
-            Self::AftFull(op) => op.tensors(),
-        }
-    }
-
     /// Whether the op writes this tensor.
     pub fn is_output(&self, slot: Slot) -> bool {
         slot.is_output() && !(slot == Slot::Lse && matches!(self, Self::Weights(_)))
     }
 }
 
-impl From<Softmax> for Op {
-    fn from(op: Softmax) -> Self {
-        Self::Softmax(op)
-    }
+/// Declares [`Slot`]: one line per slot, `in` or `out`, with its name.
+macro_rules! slots {
+    (@out in) => { false };
+    (@out out) => { true };
+    ($($(#[$doc:meta])* $slot:ident: $way:tt $text:literal,)*) => {
+        /// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+        )]
+        #[serde(rename_all = "snake_case")]
+        pub enum Slot {
+            $($(#[$doc])* $slot,)*
+        }
+
+        impl Slot {
+            /// Every slot.
+            pub const ALL: &[Self] = &[$(Self::$slot),*];
+
+            /// The name of the slot: of its field in the op, and of its binding in a shader.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$slot => $text,)*
+                }
+            }
+
+            /// Whether an op writes this tensor; but see [`Op::is_output`].
+            pub fn is_output(self) -> bool {
+                match self {
+                    $(Self::$slot => slots!(@out $way),)*
+                }
+            }
+        }
+    };
 }
 
-impl From<Attention> for Op {
-    fn from(op: Attention) -> Self {
-        Self::Attention(op)
-    }
-}
-
-impl From<Merge> for Op {
-    fn from(op: Merge) -> Self {
-        Self::Merge(op)
-    }
-}
-
-impl From<Weights> for Op {
-    fn from(op: Weights) -> Self {
-        Self::Weights(op)
-    }
-}
-
-impl From<Rotary> for Op {
-    fn from(op: Rotary) -> Self {
-        Self::Rotary(op)
-    }
-}
-
-impl From<RandomFeatures> for Op {
-    fn from(op: RandomFeatures) -> Self {
-        Self::RandomFeatures(op)
-    }
-}
-
-impl From<LinearAttention> for Op {
-    fn from(op: LinearAttention) -> Self {
-        Self::LinearAttention(op)
-    }
-}
-
-impl From<ShortConv> for Op {
-    fn from(op: ShortConv) -> Self {
-        Self::ShortConv(op)
-    }
-}
-
-impl From<Scan> for Op {
-    fn from(op: Scan) -> Self {
-        Self::Scan(op)
-    }
-}
-
-impl From<HrrAttention> for Op {
-    fn from(op: HrrAttention) -> Self {
-        Self::HrrAttention(op)
-    }
-}
-
-impl From<FlowAttention> for Op {
-    fn from(op: FlowAttention) -> Self {
-        Self::FlowAttention(op)
-    }
-}
-
-impl From<AftFull> for Op {
-    fn from(op: AftFull) -> Self {
-        Self::AftFull(op)
-    }
-}
-
-/// A place for a tensor in an op. The names are those of the bindings in `shaders/`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Slot {
+slots! {
     /// Input of softmax, rotary embedding and convolution.
-    X,
+    X: in "x",
     /// Their output.
-    Y,
+    Y: out "y",
     /// Queries.
-    Q,
+    Q: in "q",
     /// Keys.
-    K,
+    K: in "k",
     /// Values.
-    V,
+    V: in "v",
     /// Attention output.
-    O,
+    O: out "o",
     /// Log-sum-exp of each query's scores: an output of attention and merging, an input of [`Weights`].
-    Lse,
+    Lse: out "lse",
     /// Boolean mask.
-    Mask,
+    Mask: in "mask",
     /// Additive bias, of attention's scores or of a convolution.
-    Bias,
+    Bias: in "bias",
     /// Valid keys of each batch entry.
-    KvLen,
+    KvLen: in "kv_len",
     /// Valid queries of each batch entry.
-    QLen,
+    QLen: in "q_len",
     /// Keys of each batch entry that every query sees.
-    PrefixLen,
+    PrefixLen: in "prefix_len",
     /// Where packed queries begin.
-    CuQ,
+    CuQ: in "cu_q",
     /// Where packed keys begin.
-    CuKv,
+    CuKv: in "cu_kv",
     /// A window per query head.
-    HeadWindows,
+    HeadWindows: in "head_windows",
     /// Logits in the softmax's denominator.
-    Sinks,
+    Sinks: in "sinks",
     /// Factors on the rows of attention's output.
-    Gate,
+    Gate: in "gate",
     /// Bits of a block mask.
-    Blocks,
+    Blocks: in "blocks",
     /// The first buffer of an attention's mods.
-    Buffer0,
+    Buffer0: in "buffer_0",
     /// The second.
-    Buffer1,
+    Buffer1: in "buffer_1",
     /// The third.
-    Buffer2,
+    Buffer2: in "buffer_2",
     /// The fourth.
-    Buffer3,
+    Buffer3: in "buffer_3",
     /// Outputs of parts that are merged.
-    OParts,
+    OParts: in "o_parts",
     /// Log-sum-exps of parts that are merged.
-    LseParts,
+    LseParts: in "lse_parts",
     /// Attention's scores or weights, or a statistic of them.
-    Out,
+    Out: out "out",
     /// Numbers of keys.
-    Keys,
+    Keys: out "keys",
     /// Cosines of a rotary embedding.
-    Cos,
+    Cos: in "cos",
     /// Its sines.
-    Sin,
+    Sin: in "sin",
     /// Positions of tokens.
-    Positions,
+    Positions: in "positions",
     /// Decays of a linear attention's state.
-    Decay,
+    Decay: in "decay",
     /// β of the delta rule.
-    Beta,
+    Beta: in "beta",
     /// What reads the state in an update.
-    Read,
+    Read: in "read_keys",
     /// Where a low-rank update writes.
-    Write,
+    Write: in "write_keys",
     /// Factors on the own token.
-    Bonus,
+    Bonus: in "bonus",
     /// A state before the first token.
-    InitialState,
+    InitialState: in "initial_state",
     /// A state after the last token.
-    FinalState,
+    FinalState: out "final_state",
     /// A sum of keys before the first token.
-    InitialSum,
+    InitialSum: in "initial_sum",
     /// A sum of keys after the last token.
-    FinalSum,
+    FinalSum: out "final_sum",
     /// Where packed sequences begin.
-    CuSeqlens,
+    CuSeqlens: in "cu_seqlens",
     /// Queries of an attention inside groups, beside a linear one.
-    LocalQ,
+    LocalQ: in "local_q",
     /// Its keys.
-    LocalK,
+    LocalK: in "local_k",
     /// Random directions.
-    Projection,
+    Projection: in "projection",
     /// Weights of a convolution.
-    Weight,
+    Weight: in "weight",
     /// Decays of a running log-sum-exp.
-    LogDecay,
+    LogDecay: out "log_decay",
     /// Shares of tokens in a running log-sum-exp.
-    Weights,
+    Weights: out "weights",
     /// States after every token.
-    States,
+    States: out "states",
     /// Factors of a position bias, of the position that asks.
-    BiasRows,
+    BiasRows: in "bias_rows",
     /// Factors of a position bias, of the other position.
-    BiasColumns,
+    BiasColumns: in "bias_columns",
+    /// Elements that a selection took.
+    Values: out "values",
+    /// Where a selection found them: an index.
+    Indices: out "indices",
+    /// How many a selection took of each row.
+    Counts: out "counts",
+    /// A selection as bits.
+    Bits: out "bits",
+    /// An index that says which rows or keys to read.
+    Index: in "index",
+    /// Scores to choose by.
+    Scores: in "scores",
+    /// Valid elements of each row.
+    RowLen: in "row_len",
+    /// For each place of a sorted order, where it went.
+    Inverse: out "inverse",
+    /// Where groups of a sorted order begin.
+    Starts: out "starts",
+    /// Centroids of clusters.
+    Means: in "means",
+    /// Centroids after an update.
+    NewMeans: out "new_means",
     /// Partial results, allocated by the engine.
-    Scratch,
+    Scratch: out "scratch",
 }
 
 impl Slot {
-    /// Every slot.
-    pub const ALL: [Self; 49] = [
-        Self::X,
-        Self::Y,
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Lse,
-        Self::Mask,
-        Self::Bias,
-        Self::KvLen,
-        Self::QLen,
-        Self::PrefixLen,
-        Self::CuQ,
-        Self::CuKv,
-        Self::HeadWindows,
-        Self::Sinks,
-        Self::Gate,
-        Self::Blocks,
-        Self::Buffer0,
-        Self::Buffer1,
-        Self::Buffer2,
-        Self::Buffer3,
-        Self::OParts,
-        Self::LseParts,
-        Self::Out,
-        Self::Keys,
-        Self::Cos,
-        Self::Sin,
-        Self::Positions,
-        Self::Decay,
-        Self::Beta,
-        Self::Read,
-        Self::Write,
-        Self::Bonus,
-        Self::InitialState,
-        Self::FinalState,
-        Self::InitialSum,
-        Self::FinalSum,
-        Self::CuSeqlens,
-        Self::LocalQ,
-        Self::LocalK,
-        Self::Projection,
-        Self::Weight,
-        Self::LogDecay,
-        Self::Weights,
-        Self::States,
-        Self::BiasRows,
-        Self::BiasColumns,
-        Self::Scratch,
-    ];
-
     /// The slots for buffers of an attention's mods.
     pub const BUFFERS: [Self; 4] = [Self::Buffer0, Self::Buffer1, Self::Buffer2, Self::Buffer3];
-
-    /// The name of the slot: of its field in the op, and of its binding in a shader.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::X => "x",
-            Self::Y => "y",
-            Self::Q => "q",
-            Self::K => "k",
-            Self::V => "v",
-            Self::O => "o",
-            Self::Lse => "lse",
-            Self::Mask => "mask",
-            Self::Bias => "bias",
-            Self::KvLen => "kv_len",
-            Self::QLen => "q_len",
-            Self::PrefixLen => "prefix_len",
-            Self::CuQ => "cu_q",
-            Self::CuKv => "cu_kv",
-            Self::HeadWindows => "head_windows",
-            Self::Sinks => "sinks",
-            Self::Gate => "gate",
-            Self::Blocks => "blocks",
-            Self::Buffer0 => "buffer_0",
-            Self::Buffer1 => "buffer_1",
-            Self::Buffer2 => "buffer_2",
-            Self::Buffer3 => "buffer_3",
-            Self::OParts => "o_parts",
-            Self::LseParts => "lse_parts",
-            Self::Out => "out",
-            Self::Keys => "keys",
-            Self::Cos => "cos",
-            Self::Sin => "sin",
-            Self::Positions => "positions",
-            Self::Decay => "decay",
-            Self::Beta => "beta",
-            Self::Read => "read_keys",
-            Self::Write => "write_keys",
-            Self::Bonus => "bonus",
-            Self::InitialState => "initial_state",
-            Self::FinalState => "final_state",
-            Self::InitialSum => "initial_sum",
-            Self::FinalSum => "final_sum",
-            Self::CuSeqlens => "cu_seqlens",
-            Self::LocalQ => "local_q",
-            Self::LocalK => "local_k",
-            Self::Projection => "projection",
-            Self::Weight => "weight",
-            Self::LogDecay => "log_decay",
-            Self::Weights => "weights",
-            Self::States => "states",
-            Self::BiasRows => "bias_rows",
-            Self::BiasColumns => "bias_columns",
-            Self::Scratch => "scratch",
-        }
-    }
-
-    /// Whether an op writes this tensor; but see [`Op::is_output`].
-    pub fn is_output(self) -> bool {
-        matches!(
-            self,
-            Self::Y
-                | Self::O
-                | Self::Lse
-                | Self::Out
-                | Self::Keys
-                | Self::FinalState
-                | Self::FinalSum
-                | Self::LogDecay
-                | Self::Weights
-                | Self::States
-                | Self::Scratch
-        )
-    }
 }
 
 /// The caller's tensors for one op, by slot.
