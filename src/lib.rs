@@ -125,6 +125,7 @@ pub use call::Call;
 pub use caps::Caps;
 pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
+pub use ops::NONE;
 pub use ops::presets;
 pub use ops::{
     Activation, AftFull, AftFullArgs, Attention, AttentionArgs, BiasTerm, BlockMask, Causal,
@@ -134,6 +135,10 @@ pub use ops::{
     RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
     Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stabiliser, Stage,
     Statistic, UpdateRule, Weights, Window, rotary_tables,
+};
+pub use ops::{
+    Blocks, Divisor, FirstQuery, Keep, Pool, PoolArgs, PoolRule, Route, RouteArgs, RouteMass,
+    RouteScores, RouteScoresArgs, ScoreRule, Visible,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

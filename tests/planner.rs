@@ -308,6 +308,9 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::ShortConv(_)
         | Op::RandomFeatures(_) => (0, 0),
         Op::Scan(_) => return Err("tests/scan.rs has the tests of this op".into()),
+        Op::Pool(_) | Op::RouteScores(_) | Op::Route(_) => {
+            return Err("tests/route.rs has the tests of this op".into());
+        }
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
             return Err("tests/forms.rs has the tests of this op".into());
         }
@@ -358,7 +361,8 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::ShortConv(_)
         | Op::RandomFeatures(_) => 1,
         Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
-        Op::AftFull(_) => 2,
+        Op::AftFull(_) | Op::RouteScores(_) => 2,
+        Op::Pool(_) | Op::Route(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -1,8 +1,8 @@
 //! What an op costs at least: operations and bytes, from its definition.
 
 use crate::{
-    Attention, Layout, LinearAttention, Merge, Op, Rotary, Scan, ScanRule, ShortConv, Softmax,
-    UpdateRule,
+    Attention, Layout, LinearAttention, Merge, Op, Rotary, Scan, ScanRule, ScoreRule, ShortConv,
+    Softmax, UpdateRule,
     bench::Ceilings,
     ops::{Slot, dims},
 };
@@ -70,7 +70,8 @@ impl std::ops::Add for Cost {
 /// pair of query and key (bar `kv_len`, which only the device knows), softmax 5 per element, a merge 2
 /// per element of its parts, rotary embedding 3 per element that it turns, linear attention 2 per element of
 /// the state for each update (delta rule: 4) and each query, a convolution 2 per tap of
-/// an element, a scan 1 to 7 per element, the attention-free transformer 5 per channel of each pair of positions.
+/// an element, a scan 1 to 7 per element, the attention-free transformer 5 per channel of each pair of positions,
+/// pooling and choosing 1 per element, scores for choosing 2 per channel of a pair (bounds: 4).
 ///
 /// The count of linear attention is that of the recurrence, whatever the schedule: `k vᵀ` added to the state, and
 /// `q S`, each a multiplication and an addition per element. The delta rule reads the state once more per update.
@@ -112,6 +113,17 @@ pub fn cost(op: &Op) -> Cost {
             let seen = if op.causal { (seq + 1.0) / 2.0 } else { seq };
             5.0 * seen * op.o.elements() as f64
         }
+        Op::Pool(op) => op.x.elements() as f64,
+        Op::RouteScores(op) => {
+            let [batch, heads, rows, channels] = dims(&op.q);
+            let [_, _, columns, _] = dims(&op.k);
+            let each = match op.rule {
+                ScoreRule::Product => 2,
+                ScoreRule::Bounds => 4,
+            };
+            (each * channels * batch * heads) as f64 * (rows * columns) as f64
+        }
+        Op::Route(op) => op.scores.elements() as f64,
     };
     Cost {
         operations,

@@ -745,6 +745,13 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::HrrAttention(op) => (Slot::O, &op.o),
         Op::FlowAttention(op) => (Slot::O, &op.o),
         Op::AftFull(op) => (Slot::O, &op.o),
+        Op::Pool(op) => (Slot::Y, &op.y),
+        Op::RouteScores(op) => (Slot::Out, &op.out),
+        Op::Route(route) => {
+            let tensors = route.tensors();
+            let first = tensors.into_iter().find(|(slot, _)| op.is_output(*slot));
+            first.unwrap_or((Slot::Scores, &route.scores))
+        }
     }
 }
 

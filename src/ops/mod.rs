@@ -8,9 +8,12 @@ mod hrr_attention;
 mod linear_attention;
 mod merge;
 mod modification;
+mod pool;
 pub mod presets;
 mod random_features;
 mod rotary;
+mod route;
+mod route_scores;
 mod scan;
 mod short_conv;
 mod softmax;
@@ -27,8 +30,11 @@ pub use linear_attention::{
 };
 pub use merge::{Merge, MergeArgs};
 pub use modification::{Mod, ModBuffer};
+pub use pool::{Blocks, Divisor, Pool, PoolArgs, PoolRule};
 pub use random_features::{RandomFeatures, RandomFeaturesArgs, RandomKernel, Stabiliser};
 pub use rotary::{Rotary, RotaryArgs, rotary_tables};
+pub use route::{FirstQuery, Keep, MOST_KEPT, Route, RouteArgs, RouteMass, Visible};
+pub use route_scores::{RouteScores, RouteScoresArgs, ScoreRule};
 pub(crate) use scan::ScanStrides;
 pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
 pub use short_conv::{Activation, ShortConv, ShortConvArgs};
@@ -105,6 +111,12 @@ ops! {
     FlowAttention,
     /// The attention-free transformer.
     AftFull,
+    /// Rows of blocks, pooled.
+    Pool,
+    /// Scores that routing chooses by.
+    RouteScores,
+    /// From scores to the blocks or keys that queries attend.
+    Route,
 }
 
 impl Op {
@@ -268,6 +280,14 @@ slots! {
     Means: in "means",
     /// Centroids after an update.
     NewMeans: out "new_means",
+    /// Where blocks begin, and the last ends.
+    BlockStarts: in "block_starts",
+    /// Where the queries of rows begin, and those of the last end.
+    RowStarts: in "row_starts",
+    /// Lower bounds of the keys of a block.
+    KMin: in "k_min",
+    /// Factors on the scores of each head.
+    HeadWeights: in "head_weights",
     /// Partial results, allocated by the engine.
     Scratch: out "scratch",
 }
@@ -276,6 +296,9 @@ impl Slot {
     /// The slots for buffers of an attention's mods.
     pub const BUFFERS: [Self; 4] = [Self::Buffer0, Self::Buffer1, Self::Buffer2, Self::Buffer3];
 }
+
+/// Marks an unused place of an index.
+pub const NONE: u32 = u32::MAX;
 
 /// The caller's tensors for one op, by slot.
 #[derive(Debug, Clone)]

@@ -8,9 +8,12 @@ mod flow_attention;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
+mod pool;
 mod random_features;
 mod ranges;
 mod rotary;
+mod route;
+mod route_scores;
 mod scan;
 mod short_conv;
 mod slice;
@@ -189,6 +192,8 @@ impl Outline {
             Op::LinearAttention(_) => &[Schedule::Subgroup, Schedule::Tile, Schedule::Quadratic],
             Op::HrrAttention(_) | Op::FlowAttention(_) => &[Schedule::Ranges],
             Op::AftFull(_) => &[Schedule::Rows, Schedule::Ranges],
+            Op::Pool(_) | Op::Route(_) => &[Schedule::Rows],
+            Op::RouteScores(_) => &[Schedule::Subgroup, Schedule::Tile],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -219,6 +224,9 @@ impl Outline {
             Op::HrrAttention(op) => hrr_attention::outline(op, caps, tuning)?,
             Op::FlowAttention(op) => flow_attention::outline(op, caps, tuning)?,
             Op::AftFull(op) => aft_full::outline(op, caps, tuning)?,
+            Op::Pool(op) => pool::outline(op, caps)?,
+            Op::RouteScores(op) => route_scores::outline(op, caps, tuning)?,
+            Op::Route(op) => route::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

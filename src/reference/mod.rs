@@ -6,9 +6,12 @@ mod flow_attention;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
+mod pool;
 pub mod presets;
 mod random_features;
 mod rotary;
+mod route;
+mod route_scores;
 mod scan;
 mod short_conv;
 mod softmax;
@@ -22,8 +25,11 @@ pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
 pub use merge::merge;
+pub use pool::{PoolInputs, pool};
 pub use random_features::random_features;
 pub use rotary::{RotaryInputs, rotary};
+pub use route::{RouteInputs, Routed, route};
+pub use route_scores::{RouteScoresInputs, route_scores};
 pub use scan::{ScanInputs, ScanOutputs, scan};
 pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;

@@ -147,6 +147,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         | Op::RandomFeatures(_)
         | Op::ShortConv(_) => {}
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
+        Op::Pool(_) | Op::Route(_) | Op::RouteScores(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -254,6 +255,21 @@ pub fn bucket(op: &Op) -> String {
             "aft full {} of 2^{} elements",
             op.q.dtype,
             log2(op.o.elements())
+        ),
+        Op::Pool(op) => format!(
+            "pool {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.x.elements())
+        ),
+        Op::RouteScores(op) => format!(
+            "route scores {} of 2^{} elements",
+            op.q.dtype,
+            log2(op.out.elements())
+        ),
+        Op::Route(op) => format!(
+            "route {} of 2^{} elements",
+            op.scores.dtype,
+            log2(op.scores.elements())
         ),
         Op::Attention(op) => attention_bucket(op),
     }
