@@ -82,7 +82,7 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Gather`], [`Sort`], [`ScatterMean`], [`ClusterUpdate`], [`Evict`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
 //! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
@@ -125,7 +125,6 @@ pub use call::Call;
 pub use caps::Caps;
 pub use engine::{Engine, Plan};
 pub use error::{Error, Result};
-pub use ops::NONE;
 pub use ops::presets;
 pub use ops::{
     Activation, AftFull, AftFullArgs, Attention, AttentionArgs, BiasTerm, BlockMask, Causal,
@@ -137,8 +136,9 @@ pub use ops::{
     Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use ops::{
-    Blocks, Divisor, FirstQuery, Keep, Pool, PoolArgs, PoolRule, Route, RouteArgs, RouteMass,
-    RouteScores, RouteScoresArgs, ScoreRule, Visible,
+    Blocks, ClusterUpdate, ClusterUpdateArgs, Divisor, Evict, EvictArgs, FirstQuery, Gather,
+    GatherArgs, Keep, NONE, Pool, PoolArgs, PoolRule, Route, RouteArgs, RouteMass, RouteScores,
+    RouteScoresArgs, ScatterMean, ScatterMeanArgs, ScoreRule, Sort, SortArgs, Visible,
 };
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};

@@ -314,6 +314,9 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
             return Err("tests/forms.rs has the tests of this op".into());
         }
+        Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {
+            return Err("tests/gather.rs and tests/sort.rs have the tests of this op".into());
+        }
     };
     // A second pass, for functions on weights, has partial results of its own where keys are split.
     let split = outline.splits > 1;
@@ -363,6 +366,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::HrrAttention(_) | Op::FlowAttention(_) => 1,
         Op::AftFull(_) | Op::RouteScores(_) => 2,
         Op::Pool(_) | Op::Route(_) => 1,
+        Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

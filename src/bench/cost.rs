@@ -124,6 +124,14 @@ pub fn cost(op: &Op) -> Cost {
             (each * channels * batch * heads) as f64 * (rows * columns) as f64
         }
         Op::Route(op) => op.scores.elements() as f64,
+        // They move numbers.
+        Op::Gather(_) | Op::Sort(_) => 0.0,
+        Op::ScatterMean(op) => op.x.elements() as f64,
+        Op::ClusterUpdate(op) => {
+            let clusters = op.means.shape.get(1).map_or(0, |&clusters| clusters);
+            (2.0 * clusters as f64 + 1.0) * op.x.elements() as f64
+        }
+        Op::Evict(op) => 2.0 * op.indices.elements() as f64,
     };
     Cost {
         operations,

@@ -752,6 +752,11 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
             let first = tensors.into_iter().find(|(slot, _)| op.is_output(*slot));
             first.unwrap_or((Slot::Scores, &route.scores))
         }
+        Op::Gather(op) => (Slot::Y, &op.y),
+        Op::Sort(op) => (Slot::Indices, &op.indices),
+        Op::ScatterMean(op) => (Slot::Y, &op.y),
+        Op::ClusterUpdate(op) => (Slot::NewMeans, &op.new_means),
+        Op::Evict(op) => (Slot::NewScores, &op.new_scores),
     }
 }
 

@@ -8,16 +8,15 @@ use crate::{
 
 /// The four axes of the queries, f32 or f16.
 pub(super) fn queries(q: &Layout) -> Result<[u64; 4]> {
-    q.check(Slot::Q.name())?;
-    axes(Slot::Q, q, 4)?;
-    if !matches!(q.dtype, DType::F32 | DType::F16) {
-        return Err(Error::invalid(
-            "q",
-            format!("elements are {}", q.dtype),
-            "give f32 or f16",
-        ));
-    }
-    Ok(dims(q))
+    rows(Slot::Q, q)
+}
+
+/// The four axes of a tensor of f32 or f16.
+pub(super) fn rows(slot: Slot, layout: &Layout) -> Result<[u64; 4]> {
+    layout.check(slot.name())?;
+    axes(slot, layout, 4)?;
+    dtype(slot, layout, &[DType::F32, DType::F16])?;
+    Ok(dims(layout))
 }
 
 /// A tensor that must have one of these element types and this shape.

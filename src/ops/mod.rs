@@ -3,7 +3,10 @@
 mod aft_full;
 mod attention;
 mod check;
+mod cluster_update;
+mod evict;
 mod flow_attention;
+mod gather;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
@@ -15,14 +18,19 @@ mod rotary;
 mod route;
 mod route_scores;
 mod scan;
+mod scatter_mean;
 mod short_conv;
 mod softmax;
+mod sort;
 mod weights;
 
 pub use aft_full::{AftFull, AftFullArgs, BiasTerm, PositionBias, PositionBiasArgs};
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
+pub use cluster_update::{ClusterUpdate, ClusterUpdateArgs};
+pub use evict::{Evict, EvictArgs};
 pub use flow_attention::{FlowAttention, FlowAttentionArgs};
+pub use gather::{Gather, GatherArgs};
 pub use hrr_attention::{HrrAttention, HrrAttentionArgs};
 pub use linear_attention::{
     Decay, FeatureMap, Guard, LinearAttention, LinearAttentionArgs, Local, LocalWeights,
@@ -37,8 +45,10 @@ pub use route::{FirstQuery, Keep, MOST_KEPT, Route, RouteArgs, RouteMass, Visibl
 pub use route_scores::{RouteScores, RouteScoresArgs, ScoreRule};
 pub(crate) use scan::ScanStrides;
 pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
+pub use scatter_mean::{ScatterMean, ScatterMeanArgs};
 pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
+pub use sort::{Sort, SortArgs};
 pub use weights::{Stage, Statistic, Weights};
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +127,16 @@ ops! {
     RouteScores,
     /// From scores to the blocks or keys that queries attend.
     Route,
+    /// Rows that an index names.
+    Gather,
+    /// Elements in the order of their buckets.
+    Sort,
+    /// Rows put back where an index says.
+    ScatterMean,
+    /// Centroids of clusters, by a moving average.
+    ClusterUpdate,
+    /// A list of kept keys, one step on.
+    Evict,
 }
 
 impl Op {
@@ -246,7 +266,7 @@ slots! {
     LocalK: in "local_k",
     /// Random directions.
     Projection: in "projection",
-    /// Weights of a convolution.
+    /// Weights of a convolution, or of keys that are kept.
     Weight: in "weight",
     /// Decays of a running log-sum-exp.
     LogDecay: out "log_decay",
@@ -278,6 +298,14 @@ slots! {
     Starts: out "starts",
     /// Centroids of clusters.
     Means: in "means",
+    /// The cluster of each token.
+    Assigned: out "assigned",
+    /// Scores after a step.
+    NewScores: out "new_scores",
+    /// Places of new tokens.
+    Places: out "places",
+    /// Factors of parts that are merged.
+    Gates: in "gates",
     /// Centroids after an update.
     NewMeans: out "new_means",
     /// Where blocks begin, and the last ends.

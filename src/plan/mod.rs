@@ -5,6 +5,7 @@ mod aft_full;
 mod attention;
 mod choose;
 mod flow_attention;
+mod gather;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
@@ -18,6 +19,7 @@ mod scan;
 mod short_conv;
 mod slice;
 mod softmax;
+mod sort;
 
 use std::fmt;
 
@@ -194,6 +196,11 @@ impl Outline {
             Op::AftFull(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Pool(_) | Op::Route(_) => &[Schedule::Rows],
             Op::RouteScores(_) => &[Schedule::Subgroup, Schedule::Tile],
+            Op::Gather(_)
+            | Op::Sort(_)
+            | Op::ScatterMean(_)
+            | Op::ClusterUpdate(_)
+            | Op::Evict(_) => &[Schedule::Rows],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -227,6 +234,15 @@ impl Outline {
             Op::Pool(op) => pool::outline(op, caps)?,
             Op::RouteScores(op) => route_scores::outline(op, caps, tuning)?,
             Op::Route(op) => route::outline(op, caps)?,
+            Op::Gather(op) => gather::outline(op, caps)?,
+            Op::Sort(op) => sort::outline(op, caps)?,
+            Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {
+                return Err(Error::unsupported(
+                    "this op",
+                    "it has no kernels yet",
+                    "compute it on the host",
+                ));
+            }
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -2,7 +2,9 @@
 
 mod aft_full;
 mod attention;
+mod evict;
 mod flow_attention;
+mod gather;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
@@ -15,11 +17,14 @@ mod route_scores;
 mod scan;
 mod short_conv;
 mod softmax;
+mod sort;
 mod weights;
 
 pub use aft_full::{AftFullInputs, aft_full};
 pub use attention::{AttentionInputs, AttentionOutputs, Change, Pair, attention};
+pub use evict::{EvictInputs, Kept, evict};
 pub use flow_attention::{FlowAttentionInputs, flow_attention};
+pub use gather::{GatherInputs, gather, scatter_mean};
 pub use hrr_attention::{HrrAttentionInputs, hrr_attention};
 pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
@@ -33,6 +38,7 @@ pub use route_scores::{RouteScoresInputs, route_scores};
 pub use scan::{ScanInputs, ScanOutputs, scan};
 pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
+pub use sort::{ClusterUpdateInputs, Sorted, cluster_update, sort};
 pub use weights::{Matrix, weights};
 
 /// The error measure used everywhere: `max |x - reference| / RMS(reference)`.

@@ -148,6 +148,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         | Op::ShortConv(_) => {}
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Pool(_) | Op::Route(_) | Op::RouteScores(_) => {}
+        Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -271,6 +272,28 @@ pub fn bucket(op: &Op) -> String {
             op.scores.dtype,
             log2(op.scores.elements())
         ),
+        Op::Gather(op) => format!(
+            "gather {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.y.elements())
+        ),
+        Op::Sort(op) => format!(
+            "sort of 2^{} elements, 2^{} buckets",
+            log2(op.x.elements()),
+            log2(op.buckets)
+        ),
+        Op::ScatterMean(op) => format!(
+            "scatter mean {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.x.elements())
+        ),
+        Op::ClusterUpdate(op) => format!(
+            "cluster update {} of 2^{} elements, 2^{} centroids",
+            op.x.dtype,
+            log2(op.x.elements()),
+            log2(op.means.elements())
+        ),
+        Op::Evict(op) => format!("evict of 2^{} places", log2(op.indices.elements())),
         Op::Attention(op) => attention_bucket(op),
     }
 }
