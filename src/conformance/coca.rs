@@ -43,19 +43,16 @@ pub(super) fn collinear(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let mut problem = turned(halves.collect()).expect(Slot::Y, "t_rotated");
     let turned_q = problem.then(turned(q.reals()?.to_vec()));
     let plain = q.reals()?.to_vec();
-    let made = |make: super::problem::Make<Values>| Operand {
-        input: Input::Made(make),
-        layout: layout.clone(),
-    };
-    let q = made(Box::new(move |outputs| {
+    let product: super::problem::Make<Values> = Box::new(move |outputs| {
         let turned = outputs.of(turned_q, Slot::Y)?.iter();
         Ok(Values::Real(
             turned.zip(&plain).map(|(a, b)| a * b).collect(),
         ))
-    }));
-    let t = made(Box::new(|outputs| {
-        Ok(Values::Real(outputs.of(0, Slot::Y)?.to_vec()))
-    }));
+    });
+    let [q, t] = [Input::Made(product), Input::Output(0, Slot::Y)].map(|input| Operand {
+        input,
+        layout: layout.clone(),
+    });
     let mut attention = Problem::attention(q, t, v)?;
     attention.op.causal = Causal::TopLeft;
     problem.then(attention.done());

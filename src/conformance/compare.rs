@@ -7,7 +7,8 @@ use safetensors::Dtype;
 use super::{
     Computed, Seen,
     case::{Array, Case, Tolerance, Values},
-    problem::{Problem, Source},
+    outputs::Outputs,
+    problem::{Problem, Sets, Source},
 };
 use crate::{
     Op,
@@ -47,6 +48,7 @@ pub(super) fn outputs(case: &Case, problem: &Problem, computed: &Computed) -> (f
                     _ => None,
                 })
             }
+            Source::Sets(sets) => selection(sets, &computed.outputs, want),
             Source::Host(make) => {
                 let got = make(&computed.outputs).map(Cow::Owned);
                 numbers(got, want, case.tolerance, &mut worst)
@@ -127,6 +129,42 @@ fn mask(seen: &Seen, want: &Array) -> Option<String> {
         first / keys % queries,
         first % keys
     ))
+}
+
+/// Rows in which a selection took other numbers than the stored ones.
+fn selection(sets: &Sets, outputs: &Outputs, want: &Array) -> Option<String> {
+    let taken = match (sets.taken)(outputs) {
+        Ok(taken) => taken,
+        Err(message) => return Some(message),
+    };
+    let width = want.shape.last().map_or(1, |&len| len.max(1) as usize);
+    let stored: Vec<Vec<i64>> = match &want.values {
+        Values::Integer(values) => values
+            .chunks(width)
+            .map(|row| row.iter().copied().filter(|&number| number >= 0).collect())
+            .collect(),
+        Values::Boolean(values) => values
+            .chunks(width)
+            .map(|row| {
+                let all = row.iter().zip(0..);
+                all.filter_map(|(&taken, number)| taken.then_some(number))
+                    .collect()
+            })
+            .collect(),
+        Values::Real(_) => return Some(format!("{} where a selection is expected", want.dtype)),
+    };
+    if taken.len() != stored.len() {
+        return Some(format!("{} rows where {} are", taken.len(), stored.len()));
+    }
+    let rows = taken.into_iter().zip(stored).enumerate();
+    let mut wrong = rows.filter_map(|(row, (mut got, mut want))| {
+        want.retain(|&number| (sets.counts)(row, number));
+        got.sort_unstable();
+        want.sort_unstable();
+        (got != want).then(|| format!("row {row} has {got:?} where {want:?} is expected"))
+    });
+    let first = wrong.next()?;
+    Some(format!("{} rows are wrong: {first}", 1 + wrong.count()))
 }
 
 /// What is off by more than the tolerance. Numbers that are not finite must be met exactly.

@@ -3,8 +3,9 @@
 use super::{
     Computed,
     case::{Case, Values, carried},
-    compare, given, load,
-    problem::{self, Problem},
+    compare, load,
+    outputs::{Held, Outputs},
+    problem::{self, Call, Input, Problem},
 };
 use crate::{
     DType, Layout, LinearAttention, Op,
@@ -81,19 +82,31 @@ fn linear_attention(op: &LinearAttention, inputs: &[(Slot, Vec<f64>)]) -> Vec<(S
     outputs
 }
 
+/// The elements that a call reads in a slot.
+fn given(call: &Call, slot: Slot, outputs: &Outputs) -> Option<Values> {
+    match call.input(slot)? {
+        Input::Given(values) => Some(values.clone()),
+        Input::Made(make) => Some(problem::make(make, slot, outputs).expect("made")),
+        Input::Output(call, source) => {
+            let values = outputs.of(*call, *source).expect("an output");
+            Some(Values::Real(values.to_vec()))
+        }
+        Input::Shared(_) => panic!("a shared buffer"),
+    }
+}
+
 /// What the references make of a problem; none where it has other ops than linear attention and softmax.
 fn compute(problem: &Problem) -> Option<Computed> {
     let mut computed = Computed::default();
     for call in &problem.calls {
         call.op.check().expect("an op");
-        let values = given(call, &computed.outputs).expect("inputs");
         let inputs: Vec<(Slot, Vec<f64>)> = call
             .op
             .tensors()
             .into_iter()
             .filter_map(|(slot, layout)| {
-                let (_, values) = values.iter().find(|(other, _)| *other == slot)?;
-                Some((slot, read(layout, values)))
+                let values = given(call, slot, &computed.outputs)?;
+                Some((slot, read(layout, &values)))
             })
             .collect();
         let outputs = match &call.op {
@@ -106,7 +119,9 @@ fn compute(problem: &Problem) -> Option<Computed> {
             }
             _ => return None,
         };
-        computed.outputs.0.push(outputs);
+        let held = outputs.into_iter();
+        let held = held.map(|(slot, values)| (slot, Held::of(values)));
+        computed.outputs.0.push(held.collect());
     }
     Some(computed)
 }
@@ -118,13 +133,13 @@ fn check(cases: &[Case]) -> usize {
         let Ok(problem) = problem::prepare(case, DType::F16) else {
             continue;
         };
-        let linear = |call: &problem::Call| matches!(call.op, Op::LinearAttention(_));
+        let linear = |call: &Call| matches!(call.op, Op::LinearAttention(_));
         if !problem.calls.iter().any(linear) {
             continue;
         }
         for call in &problem.calls {
             for (slot, input) in &call.inputs {
-                let problem::Input::Given(Values::Real(values)) = input else {
+                let Input::Given(Values::Real(values)) = input else {
                     continue;
                 };
                 // What the checks on the host are for passes them.

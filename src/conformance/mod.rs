@@ -4,6 +4,7 @@
 //! it into an op with inputs and expected values (a `Problem`), on the host and with nothing but
 //! the case's definition and its inputs; [`run`] computes it on a device and compares.
 
+mod block_sparse;
 mod case;
 mod coca;
 mod compare;
@@ -17,12 +18,14 @@ mod halonet;
 mod hilo;
 #[cfg(test)]
 mod host;
+mod landmark;
 mod linear;
 mod linear_attention;
 mod moh;
 mod natten;
 mod onnx;
 mod onnx_linear;
+mod outputs;
 mod pairs;
 mod performer;
 mod problem;
@@ -40,7 +43,8 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 
 use case::Values;
-use problem::{Call, Input, Outputs, Problem, Source};
+use outputs::{Held, Outputs};
+use problem::{Call, Input, Problem, Source};
 
 use crate::{
     Attention, DType, Error, Gpu, Layout, Op, Plan, Result, Tensor, Tuning,
@@ -118,112 +122,132 @@ struct Seen {
     pairs: Vec<bool>,
 }
 
+/// Runs the calls in order. What later calls take of earlier ones stays on the device.
 fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
     let mut computed = Computed::default();
+    let shared = shared_buffers(gpu, problem)?;
     for (number, call) in problem.calls.iter().enumerate() {
         let plan = match &call.op {
             Op::Attention(_) => gpu.engine().plan_with(&call.op, tuning)?,
             _ => gpu.engine().plan(&call.op)?,
         };
-        let inputs = given(call, &computed.outputs)?;
-        let wanted = |slot| {
-            let mut sources = problem.expected.iter().map(|(_, source)| source);
-            sources.any(|source| matches!(source, Source::Call(n, s) if (*n, *s) == (number, slot)))
-        };
-        let outputs = launch(gpu, &plan, &call.op, &inputs, wanted)?;
-        computed.outputs.0.push(outputs);
+        let tensors = call
+            .op
+            .tensors()
+            .into_iter()
+            .map(|(slot, layout)| {
+                let tensor = bound(gpu, call, slot, layout, &shared, &computed.outputs)?;
+                Ok((slot, tensor))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        launch(gpu, &plan, &tensors)?;
         if let Op::Attention(op) = &call.op
             && (problem.expected.iter())
                 .any(|(_, source)| matches!(source, Source::Visible(n) if *n == number))
         {
-            let seen = probe(gpu, &plan, op, &inputs)?;
+            let seen = probe(gpu, &plan, op, &tensors)?;
             computed.visible.insert(number, seen);
         }
+        let held = tensors.into_iter().map(|(slot, tensor)| {
+            let own = !matches!(call.input(slot), Some(Input::Shared(_)));
+            let tensor = if call.op.is_output(slot) && own {
+                in_memory(&tensor)
+            } else {
+                tensor
+            };
+            (slot, Held::new(gpu, tensor))
+        });
+        computed.outputs.0.push(held.collect());
     }
     Ok(computed)
 }
 
-/// The elements of a call's inputs.
-fn given(call: &Call, outputs: &Outputs) -> Result<Vec<(Slot, Values)>> {
-    let values = call.inputs.iter().map(|(slot, input)| {
-        let values = match input {
-            Input::Given(values) => values.clone(),
-            Input::Made(make) => make(outputs).map_err(|message| {
-                Error::invalid(slot.name(), message, "give the call what it is made of")
-            })?,
-        };
-        Ok((*slot, values))
-    });
-    values.collect()
+/// The buffers that several calls write parts of, each as long as its longest layout.
+fn shared_buffers(gpu: &Gpu, problem: &Problem) -> Result<BTreeMap<usize, Tensor>> {
+    let mut layouts: BTreeMap<usize, Layout> = BTreeMap::new();
+    for call in &problem.calls {
+        for (slot, layout) in call.op.tensors() {
+            if let Some(Input::Shared(number)) = call.input(slot) {
+                let longest = layouts.entry(*number).or_insert_with(|| layout.clone());
+                if layout.end_bytes() > longest.end_bytes() {
+                    *longest = layout.clone();
+                }
+            }
+        }
+    }
+    let buffers = layouts.into_iter();
+    buffers
+        .map(|(number, layout)| Ok((number, blank(gpu, &layout)?)))
+        .collect()
 }
 
-/// Runs an op. Outputs come in the order in which they lie in memory, which is that of the case; inputs
-/// that are wanted back, through their layouts.
-fn launch(
+/// A tensor for an output. What a kernel leaves unwritten must not look like a zero: 1.3e36, f16 6.1e4.
+fn blank(gpu: &Gpu, layout: &Layout) -> Result<Tensor> {
+    let tensor = gpu.allocate(layout.clone())?;
+    gpu.write(&tensor, &vec![0x7b; layout.end_bytes() as usize])?;
+    Ok(tensor)
+}
+
+/// The tensor that a call binds in a slot.
+fn bound(
     gpu: &Gpu,
-    plan: &Plan,
-    op: &Op,
-    inputs: &[(Slot, Values)],
-    wanted: impl Fn(Slot) -> bool,
-) -> Result<Vec<(Slot, Vec<f32>)>> {
-    let tensors = op
-        .tensors()
-        .into_iter()
-        .map(|(slot, layout)| {
-            let tensor = if op.is_output(slot) {
-                let tensor = gpu.allocate(layout.clone())?;
-                // What a kernel leaves unwritten must not look like a zero: 1.3e36, f16 6.1e4.
-                gpu.write(&tensor, &vec![0x7b; layout.end_bytes() as usize])?;
-                tensor
-            } else {
-                let values = inputs.iter().find(|(other, _)| *other == slot);
-                let (_, values) = values.ok_or_else(|| {
-                    Error::invalid(slot.name(), "has no values", "give the problem this input")
-                })?;
-                problem::upload(gpu, slot, layout, values)?
-            };
-            Ok((slot, tensor))
-        })
-        .collect::<Result<Vec<(Slot, Tensor)>>>()?;
+    call: &Call,
+    slot: Slot,
+    layout: &Layout,
+    shared: &BTreeMap<usize, Tensor>,
+    outputs: &Outputs,
+) -> Result<Tensor> {
+    let missing = || Error::invalid(slot.name(), "has no values", "give the problem this input");
+    match call.input(slot) {
+        Some(Input::Shared(number)) => {
+            let tensor = shared.get(number).ok_or_else(missing)?;
+            Ok(tensor.with_layout(layout.clone()))
+        }
+        _ if call.op.is_output(slot) => blank(gpu, layout),
+        Some(Input::Output(call, source)) => {
+            Ok(outputs.tensor(*call, *source)?.with_layout(layout.clone()))
+        }
+        Some(Input::Given(values)) => problem::upload(gpu, slot, layout, values),
+        Some(Input::Made(make)) => {
+            problem::upload(gpu, slot, layout, &problem::make(make, slot, outputs)?)
+        }
+        None => Err(missing()),
+    }
+}
+
+/// The elements of a tensor in the order in which they lie in memory, which is that of a case.
+fn in_memory(tensor: &Tensor) -> Tensor {
+    let layout = tensor.layout();
+    tensor.with_layout(Layout::new(layout.dtype, [layout.elements()]))
+}
+
+/// Runs an op on these tensors.
+fn launch(gpu: &Gpu, plan: &Plan, tensors: &[(Slot, Tensor)]) -> Result<()> {
     let args = Args(tensors.iter().map(|(slot, t)| (*slot, t.view())).collect());
-    gpu.run(&plan.bind(args)?)?;
-    tensors
-        .iter()
-        .filter(|(slot, _)| op.is_output(*slot) || wanted(*slot))
-        .map(|(slot, tensor)| {
-            let layout = tensor.layout();
-            let memory = Layout::new(layout.dtype, [layout.elements()]);
-            let read = if op.is_output(*slot) {
-                tensor.with_layout(memory)
-            } else {
-                tensor.clone()
-            };
-            Ok((*slot, gpu.download(&read)?))
-        })
-        .collect()
+    gpu.run(&plan.bind(args)?)
 }
 
 /// Asks the device which pairs an attention sees: with keys of 0 and one-hot values the output is the
 /// weights of as many keys as values have dims, so a run for each such group of keys tells all of them.
-fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, inputs: &[(Slot, Values)]) -> Result<Seen> {
+fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, tensors: &[(Slot, Tensor)]) -> Result<Seen> {
     let [batch, heads, queries, width] = dims(&op.o);
     let [_, kv_heads, keys, _] = dims(&op.v);
     let shape = [batch, heads, queries, keys];
     let elements = problem::made(&shape)
         .map_err(|message| Error::unsupported("a stored mask", message, "take a smaller case"))?;
     let mut pairs = vec![false; elements as usize];
-    let mut inputs = inputs.to_vec();
-    for (slot, values) in &mut inputs {
-        if let (Slot::K, Values::Real(values)) = (slot, values) {
-            values.fill(0.0);
+    let mut tensors = tensors.to_vec();
+    for (slot, tensor) in &mut tensors {
+        if *slot == Slot::K {
+            *tensor = problem::upload(gpu, *slot, &op.k, &zeros(&op.k))?;
+        } else if op.lse.is_some() && *slot == Slot::Lse || *slot == Slot::O {
+            // What the call gave stays as it is.
+            *tensor = blank(gpu, &tensor.layout().clone())?;
         }
     }
     for first in (0..keys).step_by(width.max(1) as usize) {
-        for (slot, values) in &mut inputs {
-            let (Slot::V, Values::Real(values)) = (slot, values) else {
-                continue;
-            };
-            values.fill(0.0);
+        let mut one_hot = zeros(&op.v);
+        if let Values::Real(values) = &mut one_hot {
             for head in 0..batch * kv_heads {
                 for dim in 0..width.min(keys - first) {
                     let place = [head / kv_heads, head % kv_heads, first + dim, dim];
@@ -235,27 +259,31 @@ fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, inputs: &[(Slot, Values)]) -> R
                 }
             }
         }
-        let op_o = &op.o;
-        let outputs = launch(gpu, plan, &op.clone().into(), &inputs, |_| false)?;
-        let Some((_, o)) = outputs.into_iter().find(|(slot, _)| *slot == Slot::O) else {
+        let one_hot = problem::upload(gpu, Slot::V, &op.v, &one_hot)?;
+        for (slot, tensor) in &mut tensors {
+            if *slot == Slot::V {
+                *tensor = one_hot.clone();
+            }
+        }
+        launch(gpu, plan, &tensors)?;
+        let Some((_, o)) = tensors.iter().find(|(slot, _)| *slot == Slot::O) else {
             continue;
         };
+        let o = gpu.download(o)?;
         for row in 0..batch * heads * queries {
             for dim in 0..width.min(keys - first) {
-                let place = [
-                    row / (heads * queries),
-                    row / queries % heads,
-                    row % queries,
-                    dim,
-                ];
-                let steps = place.iter().zip(&op_o.strides);
-                let at = op_o.offset + steps.map(|(place, stride)| place * stride).sum::<u64>();
-                let weight = o.get(at as usize).copied().unwrap_or(f32::NAN);
+                let weight = o.get((row * width + dim) as usize).copied();
                 if let Some(pair) = pairs.get_mut((row * keys + first + dim) as usize) {
-                    *pair = weight != 0.0;
+                    *pair = weight != Some(0.0);
                 }
             }
         }
     }
     Ok(Seen { shape, pairs })
+}
+
+/// Zeros for all of a layout's buffer.
+fn zeros(layout: &Layout) -> Values {
+    let places = layout.end_bytes() / layout.dtype.size();
+    Values::Real(vec![0.0; places as usize])
 }

@@ -1,8 +1,8 @@
 //! Performer: random features of queries and of keys, then linear attention on them.
 
 use super::{
-    case::Values,
-    problem::{Input, Outputs, Problem, Reader},
+    outputs::Outputs,
+    problem::{Input, Problem, Reader},
 };
 use crate::{
     Layout,
@@ -44,16 +44,11 @@ pub(super) fn favor(reader: &mut Reader<'_>) -> Result<Problem, String> {
             safe: false,
         });
     let of = |call: usize| move |outputs: &Outputs| Ok(outputs.of(call, Slot::Y)?.to_vec());
-    let made = move |call: usize| -> Input {
-        Input::Made(Box::new(move |outputs| {
-            Ok(Values::Real(of(call)(outputs)?))
-        }))
-    };
     let number = problem.then(keys);
     problem.then(Problem::new(attention));
     let mut problem = problem
-        .input(Slot::Q, made(0))
-        .input(Slot::K, made(number))
+        .input(Slot::Q, Input::Output(0, Slot::Y))
+        .input(Slot::K, Input::Output(number, Slot::Y))
         .input(Slot::V, v.values.clone())
         .expect(Slot::O, "o");
     for (name, call) in [("q_prime", 0), ("k_prime", number)] {

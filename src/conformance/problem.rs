@@ -7,12 +7,15 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{
+    block_sparse,
     case::{Array, Case, Values},
-    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, linear_attention, moh, natten, onnx,
-    onnx_linear, pairs, performer, relative, scan, streaming, torch,
+    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, landmark, linear_attention, moh,
+    natten, onnx, onnx_linear,
+    outputs::Outputs,
+    pairs, performer, relative, scan, streaming, torch,
 };
 use crate::{
-    Attention, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
+    Attention, BlockMask, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
     ops::{Similarity, Slot, Statistic, Weights, dims},
 };
 
@@ -36,11 +39,18 @@ pub(super) struct Call {
     pub inputs: Vec<(Slot, Input)>,
 }
 
-/// The elements of an input, in the order in which they lie in the buffer.
+/// Where a tensor of a call comes from.
 pub(super) enum Input {
+    /// Elements in the order in which they lie in the buffer.
     Given(Values),
-    /// Made of what earlier calls gave.
+    /// Made on the host of what earlier calls gave.
     Made(Make<Values>),
+    /// A tensor of an earlier call, where it lies on the device, by its call: the op's own layout says how its
+    /// buffer is read.
+    Output(usize, Slot),
+    /// A buffer of this number, shared by calls that write parts of it and calls that read it, each by the
+    /// layout that its op has there. Outputs have it too.
+    Shared(usize),
 }
 
 impl From<Values> for Input {
@@ -51,8 +61,12 @@ impl From<Values> for Input {
 
 /// What a compared tensor comes from.
 pub(super) enum Source {
-    /// An output of a call, as it lies in memory; or one of its inputs, read back through its layout.
+    /// An output of a call, as it lies in memory; or one of its inputs or a part of a shared buffer, read back
+    /// through its layout.
     Call(usize, Slot),
+    /// What a selection took: the numbers of each row, in any order.
+    #[allow(dead_code, reason = "selections come with the next ops")]
+    Sets(Sets),
     /// The pairs of query and key that a call's attention sees.
     Visible(usize),
     /// What the host makes of the outputs.
@@ -62,19 +76,28 @@ pub(super) enum Source {
 /// Something made of the outputs so far.
 pub(super) type Make<T> = Box<dyn Fn(&Outputs) -> Result<T, String>>;
 
-/// The outputs of the calls so far.
-#[derive(Default)]
-pub(super) struct Outputs(pub Vec<Vec<(Slot, Vec<f32>)>>);
+/// A selection: what was taken in each row, and which of the stored numbers count.
+pub(super) struct Sets {
+    /// The numbers taken, row by row.
+    pub taken: Make<Vec<Vec<i64>>>,
+    /// Whether a number that is stored for a row counts: sources also store picks that nothing sees.
+    pub counts: Box<dyn Fn(usize, i64) -> bool>,
+}
 
-impl Outputs {
-    /// What a call gave in a slot.
-    pub fn of(&self, call: usize, slot: Slot) -> Result<&[f32], String> {
-        self.0
-            .get(call)
-            .and_then(|slots| slots.iter().find(|(other, _)| *other == slot))
-            .map(|(_, values)| values.as_slice())
-            .ok_or_else(|| format!("call {call} gives no {}", slot.name()))
+impl Call {
+    /// Where the tensor of a slot comes from; outputs without an entry have a buffer of their own.
+    pub fn input(&self, slot: Slot) -> Option<&Input> {
+        let mut inputs = self.inputs.iter();
+        inputs
+            .find(|(other, _)| *other == slot)
+            .map(|(_, input)| input)
     }
+}
+
+/// Elements for a slot that the host makes of the outputs.
+pub(super) fn make(make: &Make<Values>, slot: Slot, outputs: &Outputs) -> Result<Values> {
+    make(outputs)
+        .map_err(|message| Error::invalid(slot.name(), message, "give the call what it is made of"))
 }
 
 impl Problem {
@@ -127,9 +150,7 @@ impl Problem {
         };
         for (slot, _) in call.op.tensors() {
             let input = if slot == Slot::Lse {
-                Input::Made(Box::new(move |outputs| {
-                    Ok(Values::Real(outputs.of(last, Slot::Lse)?.to_vec()))
-                }))
+                Input::Output(last, Slot::Lse)
             } else if let Some((_, Input::Given(values))) =
                 inputs.iter().find(|(other, _)| *other == slot)
             {
@@ -173,6 +194,23 @@ impl Problem {
     ) -> Self {
         self.expected
             .push((name.to_owned(), Source::Host(Box::new(make))));
+        self
+    }
+
+    /// Compares what a selection took with a stored one, as sets: rows of numbers, negative ones unused, or rows
+    /// of booleans. Stored numbers for which `counts(row, number)` is false are left out.
+    #[allow(dead_code, reason = "selections come with the next ops")]
+    pub fn expect_sets(
+        mut self,
+        name: &str,
+        taken: impl Fn(&Outputs) -> Result<Vec<Vec<i64>>, String> + 'static,
+        counts: impl Fn(usize, i64) -> bool + 'static,
+    ) -> Self {
+        let sets = Sets {
+            taken: Box::new(taken),
+            counts: Box::new(counts),
+        };
+        self.expected.push((name.to_owned(), Source::Sets(sets)));
         self
     }
 
@@ -289,6 +327,12 @@ impl AttentionProblem {
         let counts = self.counts(Slot::HeadWindows, windows.as_flattened().to_vec());
         let shape = [windows.len() as u64, 2];
         self.op.head_windows = Some(Layout::new(counts.dtype, shape));
+    }
+
+    /// Blocks of keys that are skipped.
+    pub fn blocks(&mut self, mask: BlockMask, words: impl Into<Input>) {
+        self.op.block_mask = Some(mask);
+        self.inputs.push((Slot::Blocks, words.into()));
     }
 
     pub fn sinks(&mut self, sinks: Vec<f32>) {
@@ -496,6 +540,8 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "light_dynamic_conv" => conv::light_or_dynamic(&mut reader),
         "fla_hgrn" => scan::hgrn(&mut reader),
         "fla_abc" => scan::bounded_memory(&mut reader),
+        "flexprefill" => block_sparse::flexprefill(&mut reader),
+        "landmark" => landmark::grouped(&mut reader),
         "aaren" => scan::aaren(&mut reader),
         "fast_transformers" if case.op.starts_with("aft_simple") => scan::aft_simple(&mut reader),
         "hrrformer" => forms::hrr(&mut reader),

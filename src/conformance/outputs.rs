@@ -1,0 +1,93 @@
+//! The tensors of calls that ran: they stay on the device, and are read back when something asks for them.
+
+use std::cell::OnceCell;
+
+use super::case::Values;
+use crate::{DType, Error, Gpu, Result, Tensor, ops::Slot};
+
+/// The tensors of the calls so far, inputs among them.
+#[derive(Default)]
+pub(super) struct Outputs(pub Vec<Vec<(Slot, Held)>>);
+
+/// A tensor of a call, and its elements once they have been asked for.
+pub(super) struct Held {
+    place: Option<(Gpu, Tensor)>,
+    elements: OnceCell<Result<Values, String>>,
+}
+
+impl Held {
+    /// A tensor on the device; its elements are those of this layout of its buffer.
+    pub fn new(gpu: &Gpu, tensor: Tensor) -> Self {
+        Self {
+            place: Some((gpu.clone(), tensor)),
+            elements: OnceCell::new(),
+        }
+    }
+
+    /// Elements that were computed on the host.
+    #[cfg(test)]
+    pub fn of(values: Vec<f32>) -> Self {
+        Self {
+            place: None,
+            elements: OnceCell::from(Ok(Values::Real(values))),
+        }
+    }
+
+    fn elements(&self) -> Result<&Values, String> {
+        let read = || {
+            let (gpu, tensor) = self.place.as_ref().ok_or("it is on no device")?;
+            match tensor.layout().dtype {
+                DType::U32 => gpu
+                    .download_u32(tensor)
+                    .map(|counts| Values::Integer(counts.into_iter().map(i64::from).collect())),
+                _ => gpu.download(tensor).map(Values::Real),
+            }
+            .map_err(|error| error.to_string())
+        };
+        self.elements
+            .get_or_init(read)
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+}
+
+impl Outputs {
+    fn held(&self, call: usize, slot: Slot) -> Result<&Held, String> {
+        self.0
+            .get(call)
+            .and_then(|slots| slots.iter().find(|(other, _)| *other == slot))
+            .map(|(_, held)| held)
+            .ok_or_else(|| format!("call {call} gives no {}", slot.name()))
+    }
+
+    /// What a call has in a slot: outputs as they lie in memory, inputs and parts of shared buffers through
+    /// their layouts.
+    pub fn of(&self, call: usize, slot: Slot) -> Result<&[f32], String> {
+        match self.held(call, slot)?.elements()? {
+            Values::Real(values) => Ok(values),
+            _ => Err(format!("{} holds no real numbers", slot.name())),
+        }
+    }
+
+    /// The same of a slot with whole numbers.
+    #[allow(dead_code, reason = "selections come with the next ops")]
+    pub fn integers(&self, call: usize, slot: Slot) -> Result<&[i64], String> {
+        match self.held(call, slot)?.elements()? {
+            Values::Integer(values) => Ok(values),
+            _ => Err(format!("{} holds no whole numbers", slot.name())),
+        }
+    }
+
+    /// The buffer of a slot on the device.
+    pub fn tensor(&self, call: usize, slot: Slot) -> Result<&Tensor> {
+        let held = self.held(call, slot).ok();
+        let place = held.and_then(|held| held.place.as_ref());
+        place.map(|(_, tensor)| tensor).ok_or_else(|| {
+            Error::invalid(
+                slot.name(),
+                format!("comes from call {call}, which has none on the device"),
+                "name a tensor of an earlier call",
+            )
+        })
+    }
+}
