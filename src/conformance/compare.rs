@@ -48,6 +48,10 @@ pub(super) fn outputs(case: &Case, problem: &Problem, computed: &Computed) -> (f
                     _ => None,
                 })
             }
+            Source::Shared(number) => {
+                let got = computed.outputs.shared(*number).map(Cow::Borrowed);
+                numbers(got, want, case.tolerance, &mut worst)
+            }
             Source::Sets(sets) => selection(sets, &computed.outputs, want),
             Source::Host(make) => {
                 let got = make(&computed.outputs).map(Cow::Owned);

@@ -121,7 +121,7 @@ fn compute(problem: &Problem) -> Option<Computed> {
         };
         let held = outputs.into_iter();
         let held = held.map(|(slot, values)| (slot, Held::of(values)));
-        computed.outputs.0.push(held.collect());
+        computed.outputs.calls.push(held.collect());
     }
     Some(computed)
 }

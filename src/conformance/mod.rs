@@ -4,6 +4,7 @@
 //! it into an op with inputs and expected values (a `Problem`), on the host and with nothing but
 //! the case's definition and its inputs; [`run`] computes it on a device and compares.
 
+mod biformer;
 mod block_sparse;
 mod case;
 mod coca;
@@ -21,6 +22,7 @@ mod host;
 mod landmark;
 mod linear;
 mod linear_attention;
+mod longheads;
 mod moh;
 mod natten;
 mod onnx;
@@ -31,6 +33,7 @@ mod performer;
 mod problem;
 mod relative;
 mod report;
+mod routed;
 mod scan;
 mod streaming;
 mod torch;
@@ -125,7 +128,7 @@ struct Seen {
 /// Runs the calls in order. What later calls take of earlier ones stays on the device.
 fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
     let mut computed = Computed::default();
-    let shared = shared_buffers(gpu, problem)?;
+    computed.outputs.shared = shared_buffers(gpu, problem)?;
     for (number, call) in problem.calls.iter().enumerate() {
         let plan = match &call.op {
             Op::Attention(_) => gpu.engine().plan_with(&call.op, tuning)?,
@@ -136,7 +139,7 @@ fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
             .tensors()
             .into_iter()
             .map(|(slot, layout)| {
-                let tensor = bound(gpu, call, slot, layout, &shared, &computed.outputs)?;
+                let tensor = bound(gpu, call, slot, layout, &computed.outputs)?;
                 Ok((slot, tensor))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -157,13 +160,13 @@ fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
             };
             (slot, Held::new(gpu, tensor))
         });
-        computed.outputs.0.push(held.collect());
+        computed.outputs.calls.push(held.collect());
     }
     Ok(computed)
 }
 
 /// The buffers that several calls write parts of, each as long as its longest layout.
-fn shared_buffers(gpu: &Gpu, problem: &Problem) -> Result<BTreeMap<usize, Tensor>> {
+fn shared_buffers(gpu: &Gpu, problem: &Problem) -> Result<BTreeMap<usize, Held>> {
     let mut layouts: BTreeMap<usize, Layout> = BTreeMap::new();
     for call in &problem.calls {
         for (slot, layout) in call.op.tensors() {
@@ -177,7 +180,10 @@ fn shared_buffers(gpu: &Gpu, problem: &Problem) -> Result<BTreeMap<usize, Tensor
     }
     let buffers = layouts.into_iter();
     buffers
-        .map(|(number, layout)| Ok((number, blank(gpu, &layout)?)))
+        .map(|(number, layout)| {
+            let memory = Layout::new(layout.dtype, [layout.end_bytes() / layout.dtype.size()]);
+            Ok((number, Held::new(gpu, blank(gpu, &memory)?)))
+        })
         .collect()
 }
 
@@ -189,20 +195,13 @@ fn blank(gpu: &Gpu, layout: &Layout) -> Result<Tensor> {
 }
 
 /// The tensor that a call binds in a slot.
-fn bound(
-    gpu: &Gpu,
-    call: &Call,
-    slot: Slot,
-    layout: &Layout,
-    shared: &BTreeMap<usize, Tensor>,
-    outputs: &Outputs,
-) -> Result<Tensor> {
+fn bound(gpu: &Gpu, call: &Call, slot: Slot, layout: &Layout, outputs: &Outputs) -> Result<Tensor> {
     let missing = || Error::invalid(slot.name(), "has no values", "give the problem this input");
     match call.input(slot) {
-        Some(Input::Shared(number)) => {
-            let tensor = shared.get(number).ok_or_else(missing)?;
-            Ok(tensor.with_layout(layout.clone()))
-        }
+        Some(Input::Shared(number)) => Ok(outputs
+            .shared_tensor(*number)
+            .ok_or_else(missing)?
+            .with_layout(layout.clone())),
         _ if call.op.is_output(slot) => blank(gpu, layout),
         Some(Input::Output(call, source)) => {
             Ok(outputs.tensor(*call, *source)?.with_layout(layout.clone()))

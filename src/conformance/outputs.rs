@@ -1,13 +1,18 @@
 //! The tensors of calls that ran: they stay on the device, and are read back when something asks for them.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::case::Values;
 use crate::{DType, Error, Gpu, Result, Tensor, ops::Slot};
 
-/// The tensors of the calls so far, inputs among them.
+/// The tensors of the calls so far.
 #[derive(Default)]
-pub(super) struct Outputs(pub Vec<Vec<(Slot, Held)>>);
+pub(super) struct Outputs {
+    /// Those of each call, inputs among them.
+    pub calls: Vec<Vec<(Slot, Held)>>,
+    /// Buffers that calls share, by number, as they lie in memory.
+    pub shared: BTreeMap<usize, Held>,
+}
 
 /// A tensor of a call, and its elements once they have been asked for.
 pub(super) struct Held {
@@ -53,11 +58,20 @@ impl Held {
 
 impl Outputs {
     fn held(&self, call: usize, slot: Slot) -> Result<&Held, String> {
-        self.0
+        self.calls
             .get(call)
             .and_then(|slots| slots.iter().find(|(other, _)| *other == slot))
             .map(|(_, held)| held)
             .ok_or_else(|| format!("call {call} gives no {}", slot.name()))
+    }
+
+    /// A buffer that calls share.
+    pub fn shared(&self, number: usize) -> Result<&[f32], String> {
+        let held = self.shared.get(&number);
+        match held.ok_or("no call shares it")?.elements()? {
+            Values::Real(values) => Ok(values),
+            _ => Err(format!("shared buffer {number} holds no real numbers")),
+        }
     }
 
     /// What a call has in a slot: outputs as they lie in memory, inputs and parts of shared buffers through
@@ -70,12 +84,17 @@ impl Outputs {
     }
 
     /// The same of a slot with whole numbers.
-    #[allow(dead_code, reason = "selections come with the next ops")]
     pub fn integers(&self, call: usize, slot: Slot) -> Result<&[i64], String> {
         match self.held(call, slot)?.elements()? {
             Values::Integer(values) => Ok(values),
             _ => Err(format!("{} holds no whole numbers", slot.name())),
         }
+    }
+
+    /// A buffer that calls share, on the device.
+    pub fn shared_tensor(&self, number: usize) -> Option<&Tensor> {
+        let (_, tensor) = self.shared.get(&number)?.place.as_ref()?;
+        Some(tensor)
     }
 
     /// The buffer of a slot on the device.

@@ -7,12 +7,12 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{
-    block_sparse,
+    biformer, block_sparse,
     case::{Array, Case, Values},
-    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, landmark, linear_attention, moh,
-    natten, onnx, onnx_linear,
+    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, landmark, linear_attention,
+    longheads, moh, natten, onnx, onnx_linear,
     outputs::Outputs,
-    pairs, performer, relative, scan, streaming, torch,
+    pairs, performer, relative, routed, scan, streaming, torch,
 };
 use crate::{
     Attention, BlockMask, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
@@ -64,8 +64,9 @@ pub(super) enum Source {
     /// An output of a call, as it lies in memory; or one of its inputs or a part of a shared buffer, read back
     /// through its layout.
     Call(usize, Slot),
+    /// A buffer that calls share, as it lies in memory.
+    Shared(usize),
     /// What a selection took: the numbers of each row, in any order.
-    #[allow(dead_code, reason = "selections come with the next ops")]
     Sets(Sets),
     /// The pairs of query and key that a call's attention sees.
     Visible(usize),
@@ -102,16 +103,33 @@ pub(super) fn make(make: &Make<Values>, slot: Slot, outputs: &Outputs) -> Result
 
 impl Problem {
     pub fn new(op: impl Into<Op>) -> Self {
+        let mut problem = Self::none();
+        problem.call(op, []);
+        problem
+    }
+
+    /// No calls yet.
+    pub fn none() -> Self {
         Self {
-            calls: vec![Call {
-                op: op.into(),
-                inputs: Vec::new(),
-            }],
+            calls: Vec::new(),
             expected: Vec::new(),
             decided: Vec::new(),
             left_out: Vec::new(),
             storage: None,
         }
+    }
+
+    /// Adds a call; returns its number.
+    pub fn call(
+        &mut self,
+        op: impl Into<Op>,
+        inputs: impl IntoIterator<Item = (Slot, Input)>,
+    ) -> usize {
+        self.calls.push(Call {
+            op: op.into(),
+            inputs: inputs.into_iter().collect(),
+        });
+        self.calls.len() - 1
     }
 
     /// Gives the last call an input.
@@ -179,6 +197,13 @@ impl Problem {
         self
     }
 
+    /// Compares a buffer that calls share, as it lies in memory.
+    pub fn expect_shared(mut self, number: usize, name: &str) -> Self {
+        self.expected
+            .push((name.to_owned(), Source::Shared(number)));
+        self
+    }
+
     /// Compares the pairs that the last call sees with a stored mask.
     pub fn expect_visible(mut self, name: &str) -> Self {
         let last = self.calls.len().saturating_sub(1);
@@ -199,7 +224,6 @@ impl Problem {
 
     /// Compares what a selection took with a stored one, as sets: rows of numbers, negative ones unused, or rows
     /// of booleans. Stored numbers for which `counts(row, number)` is false are left out.
-    #[allow(dead_code, reason = "selections come with the next ops")]
     pub fn expect_sets(
         mut self,
         name: &str,
@@ -541,6 +565,11 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "fla_hgrn" => scan::hgrn(&mut reader),
         "fla_abc" => scan::bounded_memory(&mut reader),
         "flexprefill" => block_sparse::flexprefill(&mut reader),
+        "moba" => routed::moba(&mut reader),
+        "quest" => routed::quest(&mut reader),
+        "loki" => routed::loki(&mut reader),
+        "biformer" => biformer::regions(&mut reader),
+        "longheads" => longheads::chunks(&mut reader),
         "landmark" => landmark::grouped(&mut reader),
         "aaren" => scan::aaren(&mut reader),
         "fast_transformers" if case.op.starts_with("aft_simple") => scan::aft_simple(&mut reader),

@@ -1,0 +1,318 @@
+//! Attention to keys that are chosen on the device: MoBA, Quest and Loki.
+//!
+//! Scores, the choice and attention over it are calls one after the other; what was chosen is compared too.
+
+use super::{
+    case::Values,
+    outputs::Outputs,
+    problem::{AttentionProblem, Input, Problem, Reader},
+};
+use crate::{
+    Attention, BlockMask, Blocks, Causal, DType, Layout, NONE, Pool, PoolRule, Route, RouteScores,
+    Visible,
+    ops::{Slot, dims},
+};
+
+/// The rows of a list, without the places that are not used.
+pub(super) fn listed(outputs: &Outputs, call: usize, width: u64) -> Result<Vec<Vec<i64>>, String> {
+    let all = outputs.integers(call, Slot::Indices)?;
+    let used = |row: &[i64]| {
+        let numbers = row.iter().copied();
+        numbers
+            .filter(|&number| number != i64::from(NONE))
+            .collect()
+    };
+    Ok(all.chunks(width.max(1) as usize).map(used).collect())
+}
+
+/// Some of the rows of `[batch, heads, rows, channels]`.
+pub(super) fn rows(layout: &Layout, first: u64, count: u64) -> Layout {
+    let mut part = layout.clone();
+    if let (Some(len), Some(stride)) = (part.shape.get_mut(2), layout.strides.get(2)) {
+        *len = count;
+        part = part.at(first * stride);
+    }
+    part
+}
+
+/// The elements of an input.
+pub(super) fn given(reader: &mut Reader<'_>, name: &str) -> Result<Values, String> {
+    Ok(reader.input(name)?.values.clone())
+}
+
+/// The bits that a route wrote, for rows of one query and blocks of so many keys.
+pub(super) fn bits(route: &Route, block_kv: u64) -> Result<BlockMask, String> {
+    Ok(BlockMask {
+        bits: route.bits.clone().ok_or("a route without bits")?,
+        block_q: 1,
+        block_kv,
+    })
+}
+
+/// Quest: pages by an upper bound on what their keys can score.
+pub(super) fn quest(reader: &mut Reader<'_>) -> Result<Problem, String> {
+    let mut problem = AttentionProblem::of(reader, DType::F32)?;
+    let page = reader.count("page")? as u64;
+    let pages = (reader.size("token_budget")? / page).max(3);
+    let (q, k) = (given(reader, "q")?, given(reader, "k")?);
+    let mut calls = Problem::none();
+    let mut bound = |rule| {
+        let op = Pool::new(problem.op.k.clone(), page).rule(rule);
+        let layout = op.y.clone();
+        (calls.call(op, [(Slot::X, k.clone().into())]), layout)
+    };
+    let ((high, layout), (low, _)) = (bound(PoolRule::Max), bound(PoolRule::Min));
+    let op = RouteScores::new(problem.op.q.clone(), layout.clone()).bounds(layout);
+    let scores_layout = op.out.clone();
+    let scores = calls.call(
+        op,
+        [
+            (Slot::Q, q.into()),
+            (Slot::K, Input::Output(high, Slot::Y)),
+            (Slot::KMin, Input::Output(low, Slot::Y)),
+        ],
+    );
+    let route = Route::new(scores_layout, pages).blocks(1, page).bits_only();
+    let mask = bits(&route, page)?;
+    let route = calls.call(route, [(Slot::Scores, Input::Output(scores, Slot::Out))]);
+    problem.blocks(mask, Input::Output(route, Slot::Bits));
+    let keys = dims(&problem.op.k)[2] as usize;
+    let page = page as usize;
+    calls.then(problem.done());
+    Ok(calls
+        .expect(Slot::O, "o")
+        .expect_visible("kept")
+        // The source keeps a score per key.
+        .expect_host("page_score", move |outputs| {
+            let all = outputs.of(scores, Slot::Out)?;
+            let rows = all.chunks(keys.div_ceil(page));
+            Ok(rows
+                .flat_map(|row| (0..keys).filter_map(|key| row.get(key / page).copied()))
+                .collect())
+        }))
+}
+
+/// MoBA: the query's own block, and earlier ones by the mean of their keys. Packed sequences are attended one by one,
+/// and chosen for in one call too.
+pub(super) fn moba(reader: &mut Reader<'_>) -> Result<Problem, String> {
+    let whole = AttentionProblem::of(reader, DType::F32)?.op;
+    let chunk = reader.count("chunk")? as u64;
+    let topk = reader.count("topk")? as u64;
+    let bounds = reader.input("cu_seqlens")?;
+    let starts = bounds.lengths()?;
+    let [batch, heads, len, _] = dims(&whole.q);
+    let rising = starts.windows(2).all(|pair| pair[0] < pair[1]);
+    let all = starts.first() == Some(&0) && starts.last().copied().map(u64::from) == Some(len);
+    if batch != 1 || whole.k.shape != whole.q.shape || !rising || !all {
+        return Err(format!(
+            "sequences that begin at {starts:?} of {len} tokens"
+        ));
+    }
+    let [q, k, v] = ["q", "k", "v"].map(|name| given(reader, name));
+    let (q, k, v) = (q?, k?, v?);
+    let mut calls = Problem::none();
+    let mut own = Vec::new();
+    for pair in starts.windows(2) {
+        let (first, count) = (u64::from(pair[0]), u64::from(pair[1] - pair[0]));
+        let part = |layout| rows(layout, first, count);
+        let pool = Pool::new(part(&whole.k), chunk);
+        let means = pool.y.clone();
+        let pooled = calls.call(pool, [(Slot::X, k.clone().into())]);
+        let op = RouteScores::new(part(&whole.q), means);
+        let scores_layout = op.out.clone();
+        let scores = calls.call(
+            op,
+            [
+                (Slot::Q, q.clone().into()),
+                (Slot::K, Input::Output(pooled, Slot::Y)),
+            ],
+        );
+        let route = Route::new(scores_layout, topk)
+            .blocks(1, chunk)
+            .visible(Visible::Causal)
+            .own()
+            .with_bits();
+        let mask = bits(&route, chunk)?;
+        let route = calls.call(route, [(Slot::Scores, Input::Output(scores, Slot::Out))]);
+        own.push((route, count));
+        let op = Attention::new(part(&whole.q), part(&whole.k), part(&whole.v))
+            .causal(Causal::TopLeft)
+            .output(part(&whole.o))
+            .block_mask(mask);
+        calls.call(
+            op,
+            [
+                (Slot::Q, q.clone().into()),
+                (Slot::K, k.clone().into()),
+                (Slot::V, v.clone().into()),
+                (Slot::Blocks, Input::Output(route, Slot::Bits)),
+                (Slot::O, Input::Shared(0)),
+            ],
+        );
+    }
+    let calls = calls.expect_shared(0, "o");
+    // What is stored for a token's row counts up to its own block; those after it are hidden from all its keys.
+    let places: Vec<i64> = own
+        .iter()
+        .flat_map(|&(_, count)| (0..count).map(|place| (place / chunk) as i64))
+        .collect();
+    let last = places.clone();
+    let counts = move |row: usize, block: i64| {
+        row.checked_rem(last.len())
+            .and_then(|place| last.get(place))
+            .is_some_and(|&own| block <= own)
+    };
+    if own.len() == 1 {
+        let (route, _) = own[0];
+        return Ok(calls.expect_sets(
+            "selected_blocks",
+            move |outputs| listed(outputs, route, topk),
+            counts,
+        ));
+    }
+    packed_choice(
+        calls,
+        (q, k),
+        &whole,
+        Packed {
+            starts,
+            chunk,
+            topk,
+        },
+    )
+    .map(|(calls, route, first_blocks)| {
+        calls.expect_sets(
+            "selected_blocks",
+            move |outputs| {
+                let mut all = listed(outputs, route, topk)?;
+                for (row, place) in all.iter_mut().zip((0..heads).flat_map(|_| &first_blocks)) {
+                    for number in row {
+                        *number -= place;
+                    }
+                }
+                Ok(all)
+            },
+            counts,
+        )
+    })
+}
+
+/// How tokens are packed, and what is chosen for each.
+struct Packed {
+    starts: Vec<u32>,
+    chunk: u64,
+    topk: u64,
+}
+
+/// Adds the choice of blocks for all packed sequences at once; the number of its call, and the first block of each
+/// token's sequence.
+fn packed_choice(
+    mut calls: Problem,
+    (q, k): (Values, Values),
+    whole: &Attention,
+    packed: Packed,
+) -> Result<(Problem, usize, Vec<i64>), String> {
+    let mut blocks: Vec<i64> = Vec::new();
+    let mut first_blocks = Vec::new();
+    for pair in packed.starts.windows(2) {
+        let first = blocks.len() as i64;
+        first_blocks.extend((pair[0]..pair[1]).map(|_| first));
+        blocks.extend(
+            (pair[0]..pair[1])
+                .step_by(packed.chunk as usize)
+                .map(i64::from),
+        );
+    }
+    blocks.extend(packed.starts.last().copied().map(i64::from));
+    let starts = Layout::new(DType::U32, [blocks.len() as u64]);
+    let pool = Pool::by_starts(whole.k.clone(), starts.clone());
+    let means = pool.y.clone();
+    let pooled = calls.call(
+        pool,
+        [
+            (Slot::X, k.into()),
+            (Slot::BlockStarts, Values::Integer(blocks.clone()).into()),
+        ],
+    );
+    let op = RouteScores::new(whole.q.clone(), means);
+    let scores_layout = op.out.clone();
+    let scores = calls.call(
+        op,
+        [
+            (Slot::Q, q.into()),
+            (Slot::K, Input::Output(pooled, Slot::Y)),
+        ],
+    );
+    let sequences = Layout::new(DType::U32, [packed.starts.len() as u64]);
+    let mut route = Route::new(scores_layout, packed.topk)
+        .visible(Visible::Causal)
+        .own()
+        .packed(sequences);
+    route.blocks = Blocks::Starts(starts);
+    let cu: Vec<i64> = packed.starts.iter().copied().map(i64::from).collect();
+    let route = calls.call(
+        route,
+        [
+            (Slot::Scores, Input::Output(scores, Slot::Out)),
+            (Slot::BlockStarts, Values::Integer(blocks).into()),
+            (Slot::CuSeqlens, Values::Integer(cu).into()),
+        ],
+    );
+    Ok((calls, route, first_blocks))
+}
+
+/// Loki: keys by the first channels of a rotation, attended in all channels.
+pub(super) fn loki(reader: &mut Reader<'_>) -> Result<Problem, String> {
+    let mut problem = AttentionProblem::of(reader, DType::F32)?;
+    let (rank, most) = (reader.count("r")? as u64, reader.count("k")? as u64);
+    let causal = reader.flag("causal");
+    let [batch, _, queries, dim] = dims(&problem.op.q);
+    let [_, kv_heads, keys, _] = dims(&problem.op.k);
+    // The source computes it and leaves it be.
+    reader.input("alpha")?;
+    let rotation = reader.input("pca")?;
+    if rotation.shape != [1, kv_heads, dim, dim] || rank > dim || (causal && queries != keys) {
+        return Err(format!(
+            "a rotation of shape {:?}, {rank} channels, {queries} queries of {keys} keys",
+            rotation.shape
+        ));
+    }
+    // Its first columns, as rows.
+    let columns = Layout::f32([batch, kv_heads, rank, dim]).with_strides([0, dim * dim, 1, dim]);
+    let mut calls = Problem::none();
+    let mut turned = |layout: &Layout, values: Values| {
+        let op = RouteScores::new(layout.clone(), columns.clone());
+        let layout = op.out.clone();
+        let inputs = [
+            (Slot::Q, values.into()),
+            (Slot::K, rotation.values.clone().into()),
+        ];
+        (calls.call(op, inputs), layout)
+    };
+    let (q, q_layout) = turned(&problem.op.q, given(reader, "q")?);
+    let (k, k_layout) = turned(&problem.op.k, given(reader, "k")?);
+    let op = RouteScores::new(q_layout, k_layout).scale(1.0 / (dim as f32).sqrt());
+    let scores_layout = op.out.clone();
+    let scores = calls.call(
+        op,
+        [
+            (Slot::Q, Input::Output(q, Slot::Out)),
+            (Slot::K, Input::Output(k, Slot::Out)),
+        ],
+    );
+    let mut route = Route::new(scores_layout, most).with_bits();
+    if causal {
+        route = route.visible(Visible::Causal);
+        problem.op.causal = Causal::TopLeft;
+    }
+    let mask = bits(&route, 1)?;
+    let route = calls.call(route, [(Slot::Scores, Input::Output(scores, Slot::Out))]);
+    problem.blocks(mask, Input::Output(route, Slot::Bits));
+    calls.then(problem.done());
+    Ok(calls.expect(Slot::O, "o").expect_sets(
+        "kept",
+        move |outputs| listed(outputs, route, most),
+        // Rows with too few keys before them store keys after the query, which it does not see.
+        move |row, key| !causal || key <= (row as u64 % queries) as i64,
+    ))
+}
