@@ -82,7 +82,7 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Gather`], [`Sort`], [`ScatterMean`], [`ClusterUpdate`], [`Evict`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Gather`], [`Sort`], [`ScatterMean`], [`ClusterUpdate`], [`Evict`], [`TopK`], [`TopP`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
 //! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
@@ -140,6 +140,7 @@ pub use ops::{
     GatherArgs, Keep, NONE, Pool, PoolArgs, PoolRule, Route, RouteArgs, RouteMass, RouteScores,
     RouteScoresArgs, ScatterMean, ScatterMeanArgs, ScoreRule, Sort, SortArgs, Visible,
 };
+pub use ops::{TopK, TopKArgs, TopP, TopPArgs};
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};
 pub use standalone::{ADAPTER_VARIABLE, Gpu, Tensor, adapters, choose};

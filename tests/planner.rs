@@ -308,6 +308,9 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         | Op::ShortConv(_)
         | Op::RandomFeatures(_) => (0, 0),
         Op::Scan(_) => return Err("tests/scan.rs has the tests of this op".into()),
+        Op::TopK(_) | Op::TopP(_) => {
+            return Err("tests/top_k.rs and tests/top_p.rs have the tests of these ops".into());
+        }
         Op::Pool(_) | Op::RouteScores(_) | Op::Route(_) => {
             return Err("tests/route.rs has the tests of this op".into());
         }
@@ -367,6 +370,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::AftFull(_) | Op::RouteScores(_) => 2,
         Op::Pool(_) | Op::Route(_) => 1,
         Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => 1,
+        Op::TopK(_) | Op::TopP(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

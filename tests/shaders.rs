@@ -13,7 +13,7 @@ use foveate::{
     AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, Error,
     FeatureMap, FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights,
     Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures, Reach, Real, Rotary, Scan, ScanRule,
-    Schedule, Scores, ShortConv, Similarity, Softmax, Stage, Statistic, Tuning, UpdateRule,
+    Schedule, Scores, ShortConv, Similarity, Softmax, Stage, Statistic, TopK, Tuning, UpdateRule,
     Weights, Window,
     caps::MatrixShape,
     kernels::{
@@ -21,7 +21,7 @@ use foveate::{
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
         flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic,
         linear_attention_step, loop_count, random_features, range_join, range_sums, rotary, scan,
-        short_conv_state,
+        short_conv_state, top_k, top_k_gather,
     },
     plan::Outline,
 };
@@ -874,8 +874,45 @@ fn form_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+fn top_k_ops(into: &mut BTreeSet<Kernel>) {
+    for lanes in [8, 32] {
+        for (length, k) in [
+            (5, 1),
+            (60, 8),
+            (500, 100),
+            (5000, 300),
+            (8000, 4096),
+            (90_000, 64),
+        ] {
+            for bits in 0..64 {
+                let x = Layout::new(float(bits & 1 != 0), [2, 3, length + (bits >> 5)]);
+                let mut op = TopK::new(x, k);
+                op.sorted = bits & 2 != 0;
+                op.skip_hidden = bits & 4 != 0;
+                if bits & 8 != 0 {
+                    op.values = None;
+                } else if bits & 16 != 0 {
+                    op.indices = None;
+                }
+                if bits & 16 != 0 {
+                    op.row_len = Some(Layout::new(DType::U32, [2, 3]));
+                }
+                plan(op, &caps(lanes), &Tuning::default(), into);
+            }
+        }
+    }
+    // Groups of groups.
+    let little = Caps {
+        loop_budget: 1500,
+        ..caps(8)
+    };
+    let op = TopK::new(Layout::f32([1, 1 << 20]), 2);
+    plan(op, &little, &Tuning::default(), into);
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
+    top_k_ops(&mut set);
     random_features_ops(&mut set);
     linear_quadratic_ops(&mut set);
     weights_ops(&mut set);
@@ -1223,6 +1260,17 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("ROWS", module.constant("ROWS"), aft_full::ROWS)?;
             (aft_full::WORKGROUP, aft_full::WORKGROUP_BYTES)
         }
+        Kernel::TopK(variant) => {
+            for (name, rust) in [("BINS", top_k::BINS), ("COARSE", top_k::COARSE)] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (variant.workgroup, variant.workgroup_bytes())
+        }
+        Kernel::TopKGroups(variant) => {
+            eq("LANES", module.constant("LANES"), variant.lanes)?;
+            (variant.workgroup, variant.workgroup_bytes())
+        }
+        Kernel::TopKGather(_) => (top_k_gather::WORKGROUP, 0),
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");
             eq(

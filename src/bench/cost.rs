@@ -132,6 +132,8 @@ pub fn cost(op: &Op) -> Cost {
             (2.0 * clusters as f64 + 1.0) * op.x.elements() as f64
         }
         Op::Evict(op) => 2.0 * op.indices.elements() as f64,
+        Op::TopK(op) => op.x.elements() as f64,
+        Op::TopP(op) => op.x.elements() as f64,
     };
     Cost {
         operations,

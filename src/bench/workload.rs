@@ -746,6 +746,14 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::FlowAttention(op) => (Slot::O, &op.o),
         Op::AftFull(op) => (Slot::O, &op.o),
         Op::Pool(op) => (Slot::Y, &op.y),
+        Op::TopK(top_k) => {
+            let first = op
+                .tensors()
+                .into_iter()
+                .find(|(slot, _)| op.is_output(*slot));
+            first.unwrap_or((Slot::X, &top_k.x))
+        }
+        Op::TopP(op) => (Slot::Indices, &op.indices),
         Op::RouteScores(op) => (Slot::Out, &op.out),
         Op::Route(route) => {
             let tensors = route.tensors();

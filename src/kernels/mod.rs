@@ -29,6 +29,9 @@ pub mod scan_scores;
 pub mod short_conv;
 pub mod short_conv_state;
 pub mod softmax;
+pub mod top_k;
+pub mod top_k_gather;
+pub mod top_k_groups;
 
 mod attention;
 mod features;
@@ -162,6 +165,9 @@ registry! {
     flow_read: FlowRead,
     hrr_attention: HrrAttention,
     aft_full: AftFull,
+    top_k: TopK,
+    top_k_groups: TopKGroups,
+    top_k_gather: TopKGather,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -22,6 +22,7 @@ mod scatter_mean;
 mod short_conv;
 mod softmax;
 mod sort;
+mod top_k;
 mod weights;
 
 pub use aft_full::{AftFull, AftFullArgs, BiasTerm, PositionBias, PositionBiasArgs};
@@ -49,6 +50,7 @@ pub use scatter_mean::{ScatterMean, ScatterMeanArgs};
 pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use sort::{Sort, SortArgs};
+pub use top_k::{TopK, TopKArgs, TopP, TopPArgs};
 pub use weights::{Stage, Statistic, Weights};
 
 use serde::{Deserialize, Serialize};
@@ -137,6 +139,10 @@ ops! {
     ClusterUpdate,
     /// A list of kept keys, one step on.
     Evict,
+    /// The best elements of each row.
+    TopK,
+    /// The best elements of each row, up to a share of its mass.
+    TopP,
 }
 
 impl Op {

@@ -20,6 +20,7 @@ mod short_conv;
 mod slice;
 mod softmax;
 mod sort;
+mod top_k;
 
 use std::fmt;
 
@@ -195,6 +196,7 @@ impl Outline {
             Op::HrrAttention(_) | Op::FlowAttention(_) => &[Schedule::Ranges],
             Op::AftFull(_) => &[Schedule::Rows, Schedule::Ranges],
             Op::Pool(_) | Op::Route(_) => &[Schedule::Rows],
+            Op::TopK(_) | Op::TopP(_) => &[Schedule::Rows],
             Op::RouteScores(_) => &[Schedule::Subgroup, Schedule::Tile],
             Op::Gather(_)
             | Op::Sort(_)
@@ -236,7 +238,8 @@ impl Outline {
             Op::Route(op) => route::outline(op, caps)?,
             Op::Gather(op) => gather::outline(op, caps)?,
             Op::Sort(op) => sort::outline(op, caps)?,
-            Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {
+            Op::TopK(op) => top_k::outline(op, caps)?,
+            Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) | Op::TopP(_) => {
                 return Err(Error::unsupported(
                     "this op",
                     "it has no kernels yet",

@@ -18,6 +18,7 @@ mod scan;
 mod short_conv;
 mod softmax;
 mod sort;
+mod top_k;
 mod weights;
 
 pub use aft_full::{AftFullInputs, aft_full};
@@ -39,6 +40,7 @@ pub use scan::{ScanInputs, ScanOutputs, scan};
 pub use short_conv::{ShortConvInputs, ShortConvOutputs, short_conv};
 pub use softmax::softmax;
 pub use sort::{ClusterUpdateInputs, Sorted, cluster_update, sort};
+pub use top_k::{TopKRule, TopPRule, top_k, top_p};
 pub use weights::{Matrix, weights};
 
 /// The error measure used everywhere: `max |x - reference| / RMS(reference)`.

@@ -129,6 +129,10 @@ const SHARED: &[(&str, &str)] = &[
         "online_softmax",
         include_str!("../../shaders/shared/online_softmax.wgsl"),
     ),
+    (
+        "selection",
+        include_str!("../../shaders/shared/selection.wgsl"),
+    ),
     ("sigmoid", include_str!("../../shaders/shared/sigmoid.wgsl")),
     (
         "softmax_rows",

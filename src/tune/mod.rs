@@ -149,6 +149,7 @@ fn tunings(op: &Op) -> Vec<Tuning> {
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
         Op::Pool(_) | Op::Route(_) | Op::RouteScores(_) => {}
         Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {}
+        Op::TopK(_) | Op::TopP(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -256,6 +257,16 @@ pub fn bucket(op: &Op) -> String {
             "aft full {} of 2^{} elements",
             op.q.dtype,
             log2(op.o.elements())
+        ),
+        Op::TopK(op) => format!(
+            "top k {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.x.elements())
+        ),
+        Op::TopP(op) => format!(
+            "top p {} of 2^{} elements",
+            op.x.dtype,
+            log2(op.x.elements())
         ),
         Op::Pool(op) => format!(
             "pool {} of 2^{} elements",
