@@ -39,8 +39,13 @@ fn main(
         return;
     }
     let tile = tile_of(number, ROWS, params);
-    let rows = params.q_len * params.group;
-    let last_row = min(tile.first_row + ROWS, rows) - 1u;
+    let end_row = rows_end(tile, ROWS, params);
+//@if LISTS
+    if (tile.first_row >= end_row) {
+        return;
+    }
+//@endif
+    let last_row = end_row - 1u;
     let walk = walk_of(tile, last_row);
 
     var query: array<vec4<f32>, ROWS * D4>;
@@ -77,10 +82,17 @@ fn main(
     for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
     let begin = run.x;
     let end = run.y;
+//@if MIXED_BLOCKS
+    //@unroll
+    for (var r = 0u; r < ROWS; r++) {
+        seen_by[r] = row_in_run(seen_by[r], begin);
+    }
+//@endif
 //@else
     let begin = walk.first;
     let end = walk.limit;
 //@endif
+    let last = last_key(end);
     // Keys in blocks of a stretch per lane; short ranges are shared out evenly.
     let keys = max(end, begin) - begin;
     let stretch = clamp((keys + SUBGROUP - 1u) / SUBGROUP, 1u, STRETCH);
@@ -89,8 +101,8 @@ fn main(
     var first = begin;
     var turn = begin + stretch;
     for (; first < end; first = next_key(first, &turn, stretch)) {
-        let key = first + lane * stretch;
-        let k_row = k_base + min(key, end - 1u) * params.k_row;
+        let key = key_at(walk, first + lane * stretch, end);
+        let k_row = k_base + min(key, last) * params.k_row;
         var score: array<f32, ROWS>;
         //@unroll
         for (var r = 0u; r < ROWS; r++) {
@@ -110,11 +122,11 @@ fn main(
         var rescale: array<f32, ROWS>;
         //@unroll
         for (var r = 0u; r < ROWS; r++) {
-            let s = final_score(score[r], seen_by[r], key, end - 1u, unmasked(seen_by[r], key, end - 1u));
+            let s = final_score(score[r], seen_by[r], key, last, unmasked(seen_by[r], key, last));
             let highest = raised(maximum[r], subgroupMax(s));
             rescale[r] = exp2(maximum[r] - highest);
             maximum[r] = highest;
-            score[r] = weight_of(s, highest, seen_by[r], key, end - 1u);
+            score[r] = weight_of(s, highest, seen_by[r], key, last);
             // Each lane adds up its own keys; the lanes are added up at the end.
             total[r] = fma(total[r], rescale[r], score[r]);
         }
@@ -134,7 +146,11 @@ fn main(
             }
             //@unroll
             for (var c = 0u; c < SUBGROUP; c++) {
-                let x = load_v(v_base + min(first + c * stretch, end - 1u) * params.v_row, d);
+//@if LISTS
+                let x = load_v(v_base + min(subgroupBroadcast(key, c), last) * params.v_row, d);
+//@else
+                let x = load_v(v_base + min(first + c * stretch, last) * params.v_row, d);
+//@endif
                 //@unroll
                 for (var r = 0u; r < ROWS; r++) {
                     sum[r] = fma(vec4<f32>(weights[r * SUBGROUP + c]), x, sum[r]);

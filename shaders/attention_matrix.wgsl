@@ -374,8 +374,7 @@ fn main(
         return;
     }
     let tile = tile_of(number, ROWS, params);
-    let rows = params.q_len * params.group;
-    let last_row = min(tile.first_row + ROWS, rows) - 1u;
+    let last_row = rows_end(tile, ROWS, params) - 1u;
     let walk = walk_of(tile, last_row);
     let k_base = params.k_at + tile.batch * params.k_batch + tile.kv_head * params.k_head;
     let v_base = params.v_at + tile.batch * params.v_batch + tile.kv_head * params.v_head;
@@ -427,6 +426,12 @@ fn main(
     for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
     let begin = run.x;
     let end = run.y;
+//@if MIXED_BLOCKS
+    //@unroll
+    for (var r = 0u; r < ROW_TURNS; r++) {
+        seen_by[r] = row_in_run(seen_by[r], begin);
+    }
+//@endif
 //@else
     let begin = walk.first;
     let end = walk.limit;

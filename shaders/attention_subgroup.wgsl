@@ -34,8 +34,13 @@ fn main(
         return;
     }
     let tile = tile_of(number, ROWS * SUBGROUP, params);
-    let rows = params.q_len * params.group;
-    let last_row = min(tile.first_row + ROWS * SUBGROUP, rows) - 1u;
+    let end_row = rows_end(tile, ROWS * SUBGROUP, params);
+//@if LISTS
+    if (tile.first_row >= end_row) {
+        return;
+    }
+//@endif
+    let last_row = end_row - 1u;
     let walk = walk_of(tile, last_row);
 
     var query: array<vec4<f32>, ROWS * D4>;
@@ -66,11 +71,23 @@ fn main(
     for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
     let begin = run.x;
     let end = run.y;
+//@if MIXED_BLOCKS
+    //@unroll
+    for (var r = 0u; r < ROWS; r++) {
+        seen_by[r] = row_in_run(seen_by[r], begin);
+    }
+//@endif
 //@else
     let begin = walk.first;
     let end = walk.limit;
 //@endif
+    let last = last_key(end);
     for (var j = begin; j < end; j += KEYS) {
+        var key: array<u32, KEYS>;
+        //@unroll
+        for (var c = 0u; c < KEYS; c++) {
+            key[c] = key_at(walk, j + c, end);
+        }
         var score: array<f32, ROWS * KEYS>;
         //@unroll
         for (var n = 0u; n < ROWS * KEYS; n++) {
@@ -84,7 +101,8 @@ fn main(
             for (var t = 0u; t < K_LOADS; t++) {
                 let n = t * SUBGROUP + lane;
                 let d = min(chunk * K_CHUNK + n % K_CHUNK, D4 - 1u);
-                share[t] = load_k(k_base + min(j + n / K_CHUNK, end - 1u) * params.k_row, d);
+                let key = min(key_at(walk, j + n / K_CHUNK, end), last);
+                share[t] = load_k(k_base + key * params.k_row, d);
             }
             //@unroll
             for (var e = 0u; e < K_CHUNK; e++) {
@@ -107,15 +125,21 @@ fn main(
         //@unroll
         for (var r = 0u; r < ROWS; r++) {
             var highest = maximum[r];
+//@if !LISTS
             var bytes: array<u32, (KEYS + 3u) / 4u>;
             //@unroll
             for (var n = 0u; n < (KEYS + 3u) / 4u; n++) {
-                bytes[n] = mask_bytes(seen_by[r], j + n * 4u, min(KEYS - n * 4u, 4u), end - 1u);
+                bytes[n] = mask_bytes(seen_by[r], j + n * 4u, min(KEYS - n * 4u, 4u), last);
             }
+//@endif
             //@unroll
             for (var c = 0u; c < KEYS; c++) {
+//@if LISTS
+                let kept = unmasked(seen_by[r], key[c], last);
+//@else
                 let kept = ((bytes[c / 4u] >> (c % 4u * 8u)) & 255u) != 0u;
-                let s = final_score(score[r * KEYS + c], seen_by[r], j + c, end - 1u, kept);
+//@endif
+                let s = final_score(score[r * KEYS + c], seen_by[r], key[c], last, kept);
                 highest = max(highest, s);
                 score[r * KEYS + c] = s;
             }
@@ -125,7 +149,7 @@ fn main(
             var sum = 0.0;
             //@unroll
             for (var c = 0u; c < KEYS; c++) {
-                score[r * KEYS + c] = weight_of(score[r * KEYS + c], highest, seen_by[r], j + c, end - 1u);
+                score[r * KEYS + c] = weight_of(score[r * KEYS + c], highest, seen_by[r], key[c], last);
                 sum += score[r * KEYS + c];
             }
             total[r] = fma(total[r], rescale[r], sum);
@@ -138,7 +162,8 @@ fn main(
             for (var t = 0u; t < V_LOADS; t++) {
                 let n = t * SUBGROUP + lane;
                 let d = min(chunk * V_CHUNK + n % V_CHUNK, V4 - 1u);
-                share[t] = load_v(v_base + min(j + n / V_CHUNK, end - 1u) * params.v_row, d);
+                let key = min(key_at(walk, j + n / V_CHUNK, end), last);
+                share[t] = load_v(v_base + key * params.v_row, d);
             }
             //@unroll
             for (var e = 0u; e < V_CHUNK; e++) {

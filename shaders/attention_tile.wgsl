@@ -37,8 +37,13 @@ fn main(
         return;
     }
     let tile = tile_of(number, ROWS, params);
-    let rows = params.q_len * params.group;
-    let last_row = min(tile.first_row + ROWS, rows) - 1u;
+    let end_row = rows_end(tile, ROWS, params);
+//@if LISTS
+    if (tile.first_row >= end_row) {
+        return;
+    }
+//@endif
+    let last_row = end_row - 1u;
     let walk = walk_of(tile, last_row);
     let x = local % 8u;
     let y = local / 8u;
@@ -72,10 +77,17 @@ fn main(
     for (var run = next_run(walk, walk.begin); run.x < run.y; run = next_run(walk, run.y)) {
     let begin = run.x;
     let end = run.y;
+//@if MIXED_BLOCKS
+    //@unroll
+    for (var r = 0u; r < 4u; r++) {
+        seen_by[r] = row_in_run(seen_by[r], begin);
+    }
+//@endif
 //@else
     let begin = walk.first;
     let end = walk.limit;
 //@endif
+    let last = last_key(end);
     for (var j = begin; j < end; j += KEYS) {
         var score: array<f32, 16>;
         //@unroll
@@ -88,7 +100,7 @@ fn main(
             for (var n = 0u; n < LOADS; n++) {
                 let row = load_row + n * (THREADS / CHUNK);
                 // Keys past the end are read as the last one and hidden below.
-                let key = min(j + row, end - 1u);
+                let key = min(key_at(walk, j + row, end), last);
                 var query_value = 0.0;
                 var key_value = 0.0;
                 if (d < params.head_dim) {
@@ -131,8 +143,8 @@ fn main(
             var highest = HIDDEN;
             //@unroll
             for (var b = 0u; b < 4u; b++) {
-                let key = j + x + b * 8u;
-                let s = final_score(score[a * 4u + b], seen_by[a], key, end - 1u, unmasked(seen_by[a], key, end - 1u));
+                let key = key_at(walk, j + x + b * 8u, end);
+                let s = final_score(score[a * 4u + b], seen_by[a], key, last, unmasked(seen_by[a], key, last));
                 highest = max(highest, s);
                 score[a * 4u + b] = s;
             }
@@ -153,7 +165,8 @@ fn main(
             var sum = 0.0;
             //@unroll
             for (var b = 0u; b < 4u; b++) {
-                let w = weight_of(score[a * 4u + b], highest, seen_by[a], j + x + b * 8u, end - 1u);
+                let key = key_at(walk, j + x + b * 8u, end);
+                let w = weight_of(score[a * 4u + b], highest, seen_by[a], key, last);
                 weights[(y * 4u + a) * PITCH + x + b * 8u] = w;
                 sum += w;
             }
@@ -166,7 +179,7 @@ fn main(
             workgroupBarrier();
             for (var n = 0u; n < LOADS; n++) {
                 let row = load_row + n * (THREADS / CHUNK);
-                let key = min(j + row, end - 1u);
+                let key = min(key_at(walk, j + row, end), last);
                 var value = 0.0;
                 if (d < params.value_dim) {
                     value = f32(v[v_base + key * params.v_row + d * params.v_dim]);

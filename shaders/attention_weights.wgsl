@@ -39,7 +39,7 @@ fn before(a: Candidate, b: Candidate) -> bool {
 
 fn keys_start(tile: Tile, row: u32) -> u32 {
     return params.v_at + tile.batch * params.v_batch + head_of(tile, row, params) * params.v_head
-        + row % params.q_len * params.v_row;
+        + query_of(tile, row, params) * params.v_row;
 }
 
 // Place `n` of a row's list as the dispatches before have left it.

@@ -129,8 +129,8 @@ pub use ops::presets;
 pub use ops::{
     Activation, AftFull, AftFullArgs, Attention, AttentionArgs, BiasTerm, BlockMask, Causal,
     Corner, Decay, Denominator, FeatureMap, FlowAttention, FlowAttentionArgs, Guard, HrrAttention,
-    HrrAttentionArgs, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge, MergeArgs,
-    Mod, ModBuffer, Normaliser, Op, PositionBias, PositionBiasArgs, RandomFeatures,
+    HrrAttentionArgs, KeyIndex, LinearAttention, LinearAttentionArgs, Local, LocalWeights, Merge,
+    MergeArgs, Mod, ModBuffer, Normaliser, Op, PositionBias, PositionBiasArgs, RandomFeatures,
     RandomFeaturesArgs, RandomKernel, Reach, Real, Rotary, RotaryArgs, Scan, ScanArgs, ScanRule,
     Scores, ShortConv, ShortConvArgs, Similarity, Softmax, SoftmaxArgs, Stabiliser, Stage,
     Statistic, UpdateRule, Weights, Window, rotary_tables,

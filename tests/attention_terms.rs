@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Blocks, CHEAP, DECODE, Problem, TILE, Terms, gpus, name, say};
+use common::{Blocks, CHEAP, DECODE, Heads, Lists, Problem, TILE, Terms, gpus, name, say};
 use foveate::{
     Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Engine, Gpu, Layout, Schedule,
     Tuning, Window,
@@ -364,12 +364,18 @@ fn soft_caps() {
 fn block_masks() {
     let mut problems = Vec::new();
     for (block_q, block_kv) in [(1, 1), (7, 3), (16, 32), (1000, 5), (5, HUGE), (33, 64)] {
-        for per in [[false, false], [true, false], [true, true]] {
+        for (per_batch, heads) in [
+            (false, Heads::Shared),
+            (true, Heads::Shared),
+            (true, Heads::Kv),
+            (true, Heads::Query),
+        ] {
             let terms = Terms {
                 blocks: Some(Blocks {
                     block_q,
                     block_kv,
-                    per,
+                    per_batch,
+                    heads,
                 }),
                 ..Terms::default()
             };
@@ -380,6 +386,85 @@ fn block_masks() {
         }
     }
     all_close(&problems);
+}
+
+/// Lists of one query and of several, of more rows than a tile and of fewer, alone and with all that hides keys
+/// by their numbers.
+#[test]
+fn key_lists() {
+    let mut problems = Vec::new();
+    for (block_q, entries) in [(1, 1), (1, 13), (3, 40), (16, 33), (50, 7), (1000, 70)] {
+        for (per_batch, heads) in [
+            (false, Heads::Shared),
+            (true, Heads::Kv),
+            (true, Heads::Query),
+        ] {
+            let terms = Terms {
+                lists: Some(Lists {
+                    block_q,
+                    entries,
+                    per_batch,
+                    heads,
+                }),
+                ..Terms::default()
+            };
+            problems.push(with([2, 6, 2], [37, 71], Causal::None, terms.clone()));
+            let mut problem = with([2, 6, 2], [37, 71], Causal::BottomRight, terms);
+            problem.lens = Some(vec![71, 49]);
+            problem.mask = Some([2, 1, 37, 71]);
+            problem.bias = Some([1, 6, 37, 71]);
+            problem.terms.sinks = Some(vec![0.0, 1.0, -2.0, 3.0, 0.5, 0.1]);
+            problem.terms.window = window(Some(30), None, 2, Corner::BottomRight).window;
+            problems.push(problem);
+        }
+    }
+    all_close(&problems);
+}
+
+/// Lists of keys in ranges, and in tensors that take several slices.
+#[test]
+fn key_lists_in_parts() {
+    each(|gpu, tuning, label| {
+        for (block_q, heads) in [(1, Heads::Kv), (1, Heads::Query), (4, Heads::Shared)] {
+            let terms = Terms {
+                lists: Some(Lists {
+                    block_q,
+                    entries: 90,
+                    per_batch: true,
+                    heads,
+                }),
+                ..Terms::default()
+            };
+            let problem = with([2, 4, 2], [23, 300], Causal::BottomRight, terms);
+            let split = Tuning {
+                splits: Some(5),
+                ..*tuning
+            };
+            close(&problem, gpu, &split, label, F32);
+            let mut caps = gpu.engine().caps().clone();
+            caps.max_binding_bytes = 4096;
+            let engine = gpu.engine().clone().with_caps(caps);
+            let ([q, k, v], ..) = problem.random();
+            let tensors = (q.as_slice(), k.as_slice(), v.as_slice());
+            let want = problem.reference(tensors, None, None);
+            let [o, lse] = problem
+                .with_op(gpu, tensors, None, None, |op, args, [o, lse]| {
+                    let plan = engine.plan_with(&op.into(), tuning)?;
+                    assert!(plan.outline().steps.len() > 4, "{label}: it is in slices");
+                    gpu.run(&plan.bind(args)?)?;
+                    Ok([gpu.download(o)?, gpu.download(lse)?])
+                })
+                .unwrap_or_else(|error| panic!("{label}: {error}"));
+            let errors = [
+                reference::error(&o, &want.o),
+                reference::error(&lse, &want.lse),
+            ];
+            assert!(
+                errors.iter().all(|&e| e <= F32),
+                "{label}, {block_q}: {errors:?}"
+            );
+        }
+    });
 }
 
 /// Everything that goes together, with masks and biases, in f32 and f16, and in strided tensors.
@@ -405,7 +490,8 @@ fn all_at_once() {
                 blocks: Some(Blocks {
                     block_q: 9,
                     block_kv: 10,
-                    per: [false, true],
+                    per_batch: false,
+                    heads: Heads::Query,
                 }),
                 ..window(Some(20), Some(1), 2, Corner::BottomRight)
             },
@@ -494,7 +580,8 @@ fn probes_see_what_the_reference_sees() {
                 blocks: Some(Blocks {
                     block_q: 5,
                     block_kv: 3,
-                    per: [false, true],
+                    per_batch: false,
+                    heads: Heads::Query,
                 }),
                 ..Terms::default()
             },
@@ -581,7 +668,8 @@ fn slices_change_nothing() {
                 blocks: Some(Blocks {
                     block_q: 7,
                     block_kv: 3,
-                    per: [false, true],
+                    per_batch: false,
+                    heads: Heads::Query,
                 }),
                 ..Terms::default()
             },
@@ -813,7 +901,8 @@ fn long_ranges_lose_no_key() {
         blocks: Some(Blocks {
             block_q: 2,
             block_kv: 4,
-            per: [false, true],
+            per_batch: false,
+            heads: Heads::Query,
         }),
         ..Terms::default()
     };

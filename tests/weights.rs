@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Blocks, Problem, SENTINEL, Terms, gpus, name, place, say, untouched_around};
+use common::{Blocks, Heads, Problem, SENTINEL, Terms, gpus, name, place, say, untouched_around};
 use foveate::{
     Attention, AttentionArgs, Caps, Causal, Corner, DType, Gpu, Layout, Mod, Stage, Statistic,
     Tensor, Tuning, Weights, Window,
@@ -319,7 +319,12 @@ fn block_masks() {
                 blocks: Some(Blocks {
                     block_q,
                     block_kv,
-                    per: [true, block_q == 3],
+                    per_batch: true,
+                    heads: if block_q == 3 {
+                        Heads::Query
+                    } else {
+                        Heads::Shared
+                    },
                 }),
                 ..Terms::default()
             },
@@ -458,7 +463,8 @@ fn slices_budgets_and_folded_grids_change_nothing() {
             problem.terms.blocks = Some(Blocks {
                 block_q: 2,
                 block_kv: 5,
-                per: [false, true],
+                per_batch: false,
+                heads: Heads::Query,
             });
             problem.terms.window = Some(Window {
                 left: Some(100),

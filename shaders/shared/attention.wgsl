@@ -21,7 +21,6 @@ struct Params {
     value_dim: u32,
     row_start: u32,
     key_start: u32,
-    row_tile_blocks: u32,   // 1 where the rows of a tile may lie in several blocks of a block mask
     batch_start: u32,
     head_start: u32,        // first query head of this slice
     all_rows: u32,          // queries in the tensor
@@ -31,6 +30,9 @@ struct Params {
     sequences: u32,         // packed sequences
     partial_start: u32,     // where partial results begin in scratch
     block_q: u32, block_kv: u32,
+    blocks_heads: u32,      // query heads that share a row of bits
+    list_rows: u32,         // queries that share a list of keys
+    entries: u32,           // entries of a list
     scale: f32,             // times log2(e)
     softcap: f32,           // times log2(e)
     minus_infinity: f32,
@@ -50,6 +52,7 @@ struct Params {
     sinks_at: u32, sinks_head: u32,
     gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
     blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
+    index_at: u32, index_batch: u32, index_head: u32, index_row: u32, index_entry: u32,
     buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
 }
 
@@ -59,6 +62,9 @@ struct Tile {
     kv_head: u32,
     first_row: u32,
     split: u32,
+//@if LISTS
+    list: u32,
+//@endif
 }
 
 fn tile_of(number: u32, tile_rows: u32, p: Params) -> Tile {
@@ -66,12 +72,41 @@ fn tile_of(number: u32, tile_rows: u32, p: Params) -> Tile {
     let rest = number / p.row_tiles;
     let split = rest % p.splits;
     let head = rest / p.splits;
+//@if LISTS
+    // Rows are packed list by list: head by head the queries that share one.
+    let list_tiles = (p.list_rows * p.group + tile_rows - 1u) / tile_rows;
+    let list = row_tile / list_tiles;
+    let first_row = list * p.list_rows * p.group + row_tile % list_tiles * tile_rows;
+    return Tile(head / p.kv_heads, head % p.kv_heads, first_row, split, list);
+//@else
     return Tile(head / p.kv_heads, head % p.kv_heads, row_tile * tile_rows, split);
+//@endif
 }
 
-// Number of a packed row among those of the slice.
+//@if LISTS
+// Queries that share the tile's list: fewer at the end.
+fn list_queries(tile: Tile, p: Params) -> u32 {
+    return min(p.list_rows, p.q_len - tile.list * p.list_rows);
+}
+//@endif
+
+// The row after the last one of a tile. Not past the first where queries at the end leave it empty.
+fn rows_end(tile: Tile, tile_rows: u32, p: Params) -> u32 {
+//@if LISTS
+    return min(tile.first_row + tile_rows, (tile.list * p.list_rows + list_queries(tile, p)) * p.group);
+//@else
+    return min(tile.first_row + tile_rows, p.q_len * p.group);
+//@endif
+}
+
+// Number of a packed row among those of the slice, head by head.
 fn partial_number(tile: Tile, row: u32, p: Params) -> u32 {
-    return (tile.batch * p.kv_heads + tile.kv_head) * p.q_len * p.group + row;
+    let first = (tile.batch * p.kv_heads + tile.kv_head) * p.q_len * p.group;
+//@if LISTS
+    return first + (head_of(tile, row, p) - tile.kv_head * p.all_group) * p.q_len + query_of(tile, row, p);
+//@else
+    return first + row;
+//@endif
 }
 
 // First element of the partial result of a packed row: value_dim sums, maximum, total.
@@ -80,31 +115,46 @@ fn partial_at(tile: Tile, row: u32, p: Params) -> u32 {
     return p.partial_start + number * (p.value_dim + 2u);
 }
 
-// First elements of a packed row in each tensor.
+// Query head and query of a packed row.
 fn head_of(tile: Tile, row: u32, p: Params) -> u32 {
+//@if LISTS
+    return tile.kv_head * p.all_group + (row - tile.list * p.list_rows * p.group) / list_queries(tile, p);
+//@else
     return tile.kv_head * p.all_group + row / p.q_len;
+//@endif
 }
 
+fn query_of(tile: Tile, row: u32, p: Params) -> u32 {
+//@if LISTS
+    let queries = list_queries(tile, p);
+    return tile.list * p.list_rows + (row - tile.list * p.list_rows * p.group) % queries;
+//@else
+    return row % p.q_len;
+//@endif
+}
+
+// First elements of a packed row in each tensor.
+
 fn q_start(tile: Tile, row: u32, p: Params) -> u32 {
-    return p.q_at + tile.batch * p.q_batch + head_of(tile, row, p) * p.q_head + row % p.q_len * p.q_row;
+    return p.q_at + tile.batch * p.q_batch + head_of(tile, row, p) * p.q_head + query_of(tile, row, p) * p.q_row;
 }
 
 fn o_start(tile: Tile, row: u32, p: Params) -> u32 {
-    return p.o_at + tile.batch * p.o_batch + head_of(tile, row, p) * p.o_head + row % p.q_len * p.o_row;
+    return p.o_at + tile.batch * p.o_batch + head_of(tile, row, p) * p.o_head + query_of(tile, row, p) * p.o_row;
 }
 
 fn lse_start(tile: Tile, row: u32, p: Params) -> u32 {
-    return p.lse_at + tile.batch * p.lse_batch + head_of(tile, row, p) * p.lse_head + row % p.q_len * p.lse_row;
+    return p.lse_at + tile.batch * p.lse_batch + head_of(tile, row, p) * p.lse_head + query_of(tile, row, p) * p.lse_row;
 }
 
 fn mask_start(tile: Tile, row: u32, p: Params) -> u32 {
-    return p.mask_at + tile.batch * p.mask_batch + head_of(tile, row, p) * p.mask_head + row % p.q_len * p.mask_row;
+    return p.mask_at + tile.batch * p.mask_batch + head_of(tile, row, p) * p.mask_head + query_of(tile, row, p) * p.mask_row;
 }
 
 fn bias_start(tile: Tile, row: u32, p: Params) -> u32 {
-    return p.bias_at + tile.batch * p.bias_batch + head_of(tile, row, p) * p.bias_head + row % p.q_len * p.bias_row;
+    return p.bias_at + tile.batch * p.bias_batch + head_of(tile, row, p) * p.bias_head + query_of(tile, row, p) * p.bias_row;
 }
 
 fn gate_start(tile: Tile, row: u32, p: Params) -> u32 {
-    return p.gate_at + tile.batch * p.gate_batch + head_of(tile, row, p) * p.gate_head + row % p.q_len * p.gate_row;
+    return p.gate_at + tile.batch * p.gate_batch + head_of(tile, row, p) * p.gate_head + query_of(tile, row, p) * p.gate_row;
 }

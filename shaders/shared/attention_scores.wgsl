@@ -40,19 +40,30 @@ struct Row {
     mask: u32,
     bias: u32,
     blocks: u32,
+    bits: u32,      // of the run that is visited
 }
 
 fn row_of(tile: Tile, row: u32, walk: Walk) -> Row {
     let head = head_of(tile, row, params);
     return Row(
-        clip(sight_of(tile.batch, head, row % params.q_len), walk),
+        clip(sight_of(tile.batch, head, query_of(tile, row, params)), walk),
         params.batch_start + tile.batch,
         params.head_start + head,
-        params.row_start + row % params.q_len,
+        params.row_start + query_of(tile, row, params),
         mask_start(tile, row, params),
         bias_start(tile, row, params),
-        blocks_start(tile.batch, head, row % params.q_len),
+        blocks_start(tile.batch, head, query_of(tile, row, params)),
+        0u,
     );
+}
+
+// The row at the start of a run. Where a tile lies in one block of queries, its walk visits what that block sees.
+fn row_in_run(row: Row, begin: u32) -> Row {
+    var here = row;
+//@if MIXED_BLOCKS
+    here.bits = bits_of(row.blocks, begin);
+//@endif
+    return here;
 }
 
 //@if SOFTCAP
@@ -111,8 +122,12 @@ fn final_score(score: f32, row: Row, key: u32, last: u32, kept: bool) -> f32 {
 //@if RUNS
     visible = visible && key <= last;
 //@endif
-//@if BLOCKS
-    visible = visible && in_block(row.blocks, near);
+//@if MIXED_BLOCKS
+//@if RUN_BITS
+    visible = visible && in_block(row.bits, near);
+//@else
+    visible = visible && in_block(bits_of(row.blocks, near), near);
+//@endif
 //@endif
     visible = visible && kept;
 //@if MASK_MOD

@@ -23,6 +23,9 @@
 //@if BLOCKS
 @group(0) @binding(14) var<storage, read> blocks: array<u32>; // bits [batch, q_heads, q_blocks, kv_blocks]
 //@endif
+//@if LISTS
+@group(0) @binding(22) var<storage, read> index: array<u32>; // [batch, heads, lists, entries]
+//@endif
 
 // Keys below which a range is not worth a workgroup of its own.
 const LEAST_KEYS: u32 = 128u;
@@ -166,9 +169,18 @@ struct Walk {
     kv_head: u32,
     first_row: u32,
     last_row: u32,
+    list: u32,  // where the list of keys begins
 }
 
 fn walk_of(tile: Tile, last_row: u32) -> Walk {
+//@if LISTS
+    // All entries of its range: they are in any order.
+    let low = min(tile.split * params.split_keys, params.entries);
+    let high = min(low + params.split_keys, params.entries);
+    let list = params.index_at + tile.batch * params.index_batch + tile.kv_head * params.index_head
+        + tile.list * params.index_row;
+    return Walk(low, low, low, high, low, high, tile.batch, tile.kv_head, tile.first_row, last_row, list);
+//@else
     var keys = params.split_keys;
 //@if KV_LEN
     // What is valid is shared out among all ranges, as long as each has some keys to work on.
@@ -184,7 +196,7 @@ fn walk_of(tile: Tile, last_row: u32) -> Walk {
     // All that any row of the tile sees.
     var all = Sight(end, begin, end, begin);
     for (var row = tile.first_row; row <= last_row; row++) {
-        let sight = sight_of(tile.batch, head_of(tile, row, params), row % params.q_len);
+        let sight = sight_of(tile.batch, head_of(tile, row, params), query_of(tile, row, params));
         if (sight.first < sight.limit) {
             all.first = min(all.first, sight.first);
             all.limit = max(all.limit, sight.limit);
@@ -204,7 +216,7 @@ fn walk_of(tile: Tile, last_row: u32) -> Walk {
     let first = clamp(all.first, begin, limit);
     let early = clamp(all.early, begin, end);
     let start = clamp(all.start, begin, early);
-    var walk = Walk(start, early, first, limit, begin, end, tile.batch, tile.kv_head, tile.first_row, last_row);
+    var walk = Walk(start, early, first, limit, begin, end, tile.batch, tile.kv_head, tile.first_row, last_row, 0u);
 //@if RUNS
     // What overlaps, or follows within a few keys, is one run.
     if (start < early && (first <= early + 8u || first == limit)) {
@@ -214,17 +226,41 @@ fn walk_of(tile: Tile, last_row: u32) -> Walk {
     }
 //@endif
     return walk;
+//@endif
 }
 
 // A query's sight within the range of its workgroup.
 fn clip(sight: Sight, walk: Walk) -> Sight {
+//@if LISTS
+    return sight;
+//@else
     return Sight(sight.start, min(sight.early, walk.end), sight.first, min(sight.limit, walk.end));
+//@endif
+}
+
+// The key at a place of a walk that ends at `end`: past the last one where there is none.
+fn key_at(walk: Walk, place: u32, end: u32) -> u32 {
+//@if LISTS
+    let key = index[walk.list + min(place, end - 1u) * params.index_entry] - params.key_start;
+    return select(0xffffffffu, key, place < end && key < params.kv_len);
+//@else
+    return place;
+//@endif
+}
+
+// The last key that a run to `end` may read.
+fn last_key(end: u32) -> u32 {
+//@if LISTS
+    return params.kv_len - 1u;
+//@else
+    return end - 1u;
+//@endif
 }
 
 // Where the bits of a query's row of blocks begin.
 fn blocks_start(batch: u32, head: u32, query: u32) -> u32 {
 //@if BLOCKS
-    return params.blocks_at + batch * params.blocks_batch + head * params.blocks_head
+    return params.blocks_at + batch * params.blocks_batch + head / params.blocks_heads * params.blocks_head
         + (params.row_start + query) / params.block_q * params.blocks_row;
 //@else
     return 0u;
@@ -232,13 +268,13 @@ fn blocks_start(batch: u32, head: u32, query: u32) -> u32 {
 }
 
 //@if BLOCKS
-fn in_block(at: u32, key: u32) -> bool {
-    // Where a tile lies in one block, its walk visits what that block sees.
-    if (params.row_tile_blocks == 0u) {
-        return true;
-    }
-    let block = (params.key_start + key) / params.block_kv;
-    return ((blocks[at + block / 32u * params.blocks_word] >> (block % 32u)) & 1u) != 0u;
+// The word of a row of bits that tells of a key.
+fn bits_of(at: u32, key: u32) -> u32 {
+    return blocks[at + (params.key_start + key) / params.block_kv / 32u * params.blocks_word];
+}
+
+fn in_block(bits: u32, key: u32) -> bool {
+    return ((bits >> ((params.key_start + key) / params.block_kv % 32u)) & 1u) != 0u;
 }
 
 // 32 blocks of keys as any row of the tile sees them.
@@ -271,20 +307,24 @@ fn next_run(walk: Walk, at: u32) -> vec2<u32> {
         let low = (params.key_start + next) / params.block_kv;
         let high = (params.key_start + stop - 1u) / params.block_kv;
         var found = high + 1u;
+        var after = found;
         for (var word = low / 32u; word <= high / 32u && found > high; word++) {
             var bits = block_word(walk, word);
             if (word == low / 32u) {
                 bits &= 0xffffffffu << (low % 32u);
             }
             if (bits != 0u) {
-                found = word * 32u + firstTrailingBit(bits);
+                // Blocks side by side are one run, as far as one word tells of them.
+                let skipped = firstTrailingBit(bits);
+                found = word * 32u + skipped;
+                after = found + min(firstTrailingBit(~(bits >> skipped)), 32u);
             }
         }
         if (found > high) {
             return vec2<u32>(stop, stop);
         }
         next = max(next, max(found * params.block_kv, params.key_start) - params.key_start);
-        stop = min(stop, (found + 1u) * params.block_kv - params.key_start);
+        stop = min(stop, min(after, high + 1u) * params.block_kv - params.key_start);
     }
 //@endif
     return vec2<u32>(next, stop);

@@ -38,6 +38,10 @@ pub struct AttentionIo {
     pub early: bool,
     /// Block mask.
     pub blocks: bool,
+    /// The rows of a tile may see different blocks of a block mask.
+    pub mixed_blocks: bool,
+    /// Lists of keys.
+    pub lists: bool,
     /// Logits in the denominator.
     pub sinks: bool,
     /// Soft cap on scores.
@@ -71,6 +75,9 @@ impl AttentionIo {
             ("LOWER", self.lower.into()),
             ("EARLY", self.early.into()),
             ("BLOCKS", self.blocks.into()),
+            ("MIXED_BLOCKS", self.mixed_blocks.into()),
+            ("RUN_BITS", 1),
+            ("LISTS", self.lists.into()),
             ("RUNS", self.runs().into()),
             ("SINKS", self.sinks.into()),
             ("SOFTCAP", self.softcap.into()),
@@ -90,12 +97,20 @@ impl AttentionIo {
     pub(super) fn of_pairs(self) -> Constants {
         let mut list = self.constants();
         list.retain(|(name, _)| !["SCRATCH", "GATE", "PARTIAL"].contains(name));
+        for (name, value) in &mut list {
+            match *name {
+                // They ask of each key by itself.
+                "MIXED_BLOCKS" => *value = self.blocks.into(),
+                "RUN_BITS" => *value = 0,
+                _ => {}
+            }
+        }
         list
     }
 
     /// Whether a tile may visit several runs of keys.
     pub fn runs(self) -> bool {
-        self.early || self.blocks
+        (self.early || self.blocks) && !self.lists
     }
 
     pub(super) fn supports(self, caps: &Caps) -> Result<(), String> {
@@ -119,6 +134,7 @@ impl AttentionIo {
             self.packed,
             self.head_windows,
             self.blocks,
+            self.lists,
             self.sinks,
             self.lse && !self.partial,
             self.gate,
@@ -161,9 +177,9 @@ params! {
         tiles: u32, row_tiles: u32, splits: u32, split_keys: u32, split_start: u32, all_splits: u32,
         kv_heads: u32, group: u32, all_group: u32, q_len: u32, kv_len: u32, all_keys: u32,
         head_dim: u32, value_dim: u32, row_start: u32, key_start: u32,
-        row_tile_blocks: u32, batch_start: u32, head_start: u32, all_rows: u32,
+        batch_start: u32, head_start: u32, all_rows: u32,
         corner: i32, left: i32, right: i32, early: u32, sequences: u32, partial_start: u32,
-        block_q: u32, block_kv: u32,
+        block_q: u32, block_kv: u32, blocks_heads: u32, list_rows: u32, entries: u32,
         scale: f32, softcap: f32, minus_infinity: f32,
         q_at: u32, q_batch: u32, q_head: u32, q_row: u32, q_dim: u32,
         k_at: u32, k_batch: u32, k_head: u32, k_row: u32, k_dim: u32,
@@ -181,6 +197,7 @@ params! {
         sinks_at: u32, sinks_head: u32,
         gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
         blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
+        index_at: u32, index_batch: u32, index_head: u32, index_row: u32, index_entry: u32,
         buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
     }
 }

@@ -155,6 +155,11 @@ impl super::Variant for Variant {
     }
 
     fn supports(&self, caps: &Caps) -> Result<(), String> {
+        if self.io.lists {
+            return Err(
+                "matrices are staged from keys side by side, and lists have them anywhere".into(),
+            );
+        }
         let shape = MatrixShape {
             side: self.side,
             f16: self.io.f16,

@@ -62,7 +62,8 @@ pub struct Window {
 /// Which blocks of queries see which blocks of keys, as bits: blocks that are not seen are neither read nor
 /// computed.
 ///
-/// The tensor is u32 `[batch, q_heads, q_blocks, words]`, where each of the first two axes may be 1:
+/// The tensor is u32 `[batch, q_heads, q_blocks, words]`, where each of the first two axes may be 1, and the second
+/// may be `kv_heads`, where the query heads of a group share their blocks:
 /// bit `b % 32` of word `b / 32` tells whether the block of keys `b` is seen, `q_blocks` is
 /// `ceil(q_len / block_q)` and `words` is `ceil(ceil(kv_len / block_kv) / 32)`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -74,6 +75,25 @@ pub struct BlockMask {
     pub block_q: u64,
     /// Keys per block.
     pub block_kv: u64,
+}
+
+/// Lists of the keys that queries attend to, one for each `block_q` queries: no other key is read.
+///
+/// The tensor is u32 `[batch, heads, lists, entries]`, where the first axis may be 1, `heads` is 1, `kv_heads` or
+/// `q_heads`, and `lists` is `ceil(q_len / block_q)`. Entries are numbers of keys, in any order. One that is no key
+/// of the batch entry, as `u32::MAX` is none ever, is passed over; one that is listed twice counts twice, so that
+/// its weight doubles. What else hides keys, causal masking and masks among it, goes by their numbers. A list of
+/// nothing gives `o = 0` and `lse = -inf`.
+///
+/// Source: the fine-grained selections of Singhania et al., Loki (arXiv:2406.02542), and DeepSeek-V3.2's sparse
+/// attention (2025).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyIndex {
+    /// Numbers of keys.
+    pub index: Layout,
+    /// Queries that share a list.
+    pub block_q: u64,
 }
 
 /// `o = softmax(scale * q k^T + bias, over the visible keys) v`, per batch entry and query head,
@@ -88,7 +108,7 @@ pub struct BlockMask {
 ///
 /// A key is visible when everything that is given allows it: `kv_len`, `q_len`, causal masking, window and
 /// `head_windows` (`prefix_len` adds keys to those three), sequences, `mask`, `block_mask`, the `mask_mod` of
-/// each of `mods`. Ranges of keys that none of a tile's queries sees are not read: those that follow from
+/// each of `mods`, and, where there is a `key_index`, when it is listed. Ranges of keys that none of a tile's queries sees are not read: those that follow from
 /// lengths, causal masking, windows, sequences, block masks and the `key_range` of mods. (Where a tile holds queries
 /// of several packed sequences, keys between those of the first and the last may be read.)
 ///
@@ -173,6 +193,9 @@ pub struct Attention {
     /// Blocks of keys that are skipped.
     #[serde(default)]
     pub block_mask: Option<BlockMask>,
+    /// The keys that each block of queries attends to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_index: Option<KeyIndex>,
     /// Functions in WGSL on scores and visibility, applied in this order.
     #[serde(default)]
     pub mods: Vec<Mod>,
@@ -209,6 +232,7 @@ impl Attention {
             gate: None,
             softcap: None,
             block_mask: None,
+            key_index: None,
             mods: Vec::new(),
         }
     }
@@ -320,6 +344,13 @@ impl Attention {
         self
     }
 
+    /// Attends to listed keys alone, one list for each `block_q` queries. See [`KeyIndex`].
+    #[must_use]
+    pub fn key_index(mut self, index: Layout, block_q: u64) -> Self {
+        self.key_index = Some(KeyIndex { index, block_q });
+        self
+    }
+
     /// Sets the block mask.
     #[must_use]
     pub fn block_mask(mut self, mask: BlockMask) -> Self {
@@ -362,6 +393,9 @@ impl Attention {
     pub fn visible_pairs(&self) -> f64 {
         let [_, _, m, _] = dims(&self.q);
         let [_, _, n, _] = dims(&self.k);
+        if let Some(lists) = &self.key_index {
+            return (m * dims(&lists.index)[3]) as f64;
+        }
         let (m, n) = (m as f64, n as f64);
         let reach = self.reach();
         let ahead = match reach.corner {
@@ -417,6 +451,7 @@ impl Attention {
                 | Slot::CuQ
                 | Slot::CuKv
                 | Slot::HeadWindows
+                | Slot::Index
                 | Slot::Blocks => (layout.dtype == DType::U32, "u32"),
                 Slot::Sinks | Slot::Gate => (layout.dtype == DType::F32, "f32"),
                 Slot::Buffer0 | Slot::Buffer1 | Slot::Buffer2 | Slot::Buffer3 => (
@@ -493,6 +528,7 @@ impl Attention {
         self.check_packed()?;
         self.check_window()?;
         self.check_block_mask()?;
+        self.check_key_index()?;
         Mod::check_all(&self.mods)?;
         if let Some(cap) = self.softcap
             && !(cap.is_normal() && cap > 0.0 && cap < 1e30)
@@ -607,7 +643,8 @@ impl Attention {
         let rows = q_len.div_ceil(mask.block_q);
         let words = kv_len.div_ceil(mask.block_kv).div_ceil(32);
         let [b, h, r, w] = dims(&mask.bits);
-        if !(b == 1 || b == batch) || !(h == 1 || h == q_heads) || r != rows || w != words {
+        let heads = [1, dims(&self.k)[1], q_heads];
+        if !(b == 1 || b == batch) || !heads.contains(&h) || r != rows || w != words {
             return Err(Error::invalid(
                 "block_mask",
                 format!(
@@ -616,6 +653,38 @@ impl Attention {
                     [batch, q_heads, rows, words]
                 ),
                 "give a row of bits per block of queries, 32 blocks of keys in each word",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_key_index(&self) -> Result<()> {
+        let Some(KeyIndex { index, block_q }) = &self.key_index else {
+            return Ok(());
+        };
+        let [batch, q_heads, q_len, _] = dims(&self.q);
+        let [b, h, lists, entries] = dims(index);
+        if *block_q == 0 {
+            return Err(Error::invalid(
+                "key_index",
+                "lists for 0 queries each",
+                "give a block_q of at least 1",
+            ));
+        }
+        let heads = [1, dims(&self.k)[1], q_heads];
+        let want = [batch, q_heads, q_len.div_ceil(*block_q), entries];
+        if !(b == 1 || b == batch) || !heads.contains(&h) || lists != want[2] {
+            return Err(Error::invalid(
+                "index",
+                format!("shape {:?} where {want:?} is expected", index.shape),
+                "give a list per block of queries; the first axis may be 1, the second 1 or kv_heads",
+            ));
+        }
+        if self.block_mask.is_some() {
+            return Err(Error::unsupported(
+                "a key_index with a block_mask",
+                "lists are not cut into blocks",
+                "leave the keys that blocks hide out of the lists",
             ));
         }
         Ok(())
@@ -647,6 +716,11 @@ impl Attention {
             self.block_mask
                 .iter()
                 .map(|mask| (Slot::Blocks, &mask.bits)),
+        );
+        list.extend(
+            self.key_index
+                .iter()
+                .map(|lists| (Slot::Index, &lists.index)),
         );
         let buffers = self.mods.iter().flat_map(|change| &change.buffers);
         list.extend(
@@ -685,6 +759,7 @@ impl PartialEq for Attention {
             && self.causal == other.causal
             && self.window == other.window
             && self.block_mask == other.block_mask
+            && self.key_index == other.key_index
             && self.mods == other.mods
             && same_bits(self.scale, other.scale)
             && same_bits(self.softcap, other.softcap)
@@ -699,6 +774,7 @@ impl Hash for Attention {
         self.causal.hash(state);
         self.window.hash(state);
         self.block_mask.hash(state);
+        self.key_index.hash(state);
         self.mods.hash(state);
         self.scale.map(f32::to_bits).hash(state);
         self.softcap.map(f32::to_bits).hash(state);
@@ -740,6 +816,8 @@ pub struct AttentionArgs<'a> {
     pub gate: Option<View<'a>>,
     /// The bits of the block mask, where the op has one.
     pub blocks: Option<View<'a>>,
+    /// The lists of the key index, where the op has one.
+    pub index: Option<View<'a>>,
     /// The buffers of all mods, in their order.
     pub buffers: Vec<View<'a>>,
 }
@@ -764,6 +842,7 @@ impl<'a> AttentionArgs<'a> {
             sinks: None,
             gate: None,
             blocks: None,
+            index: None,
             buffers: Vec::new(),
         }
     }
@@ -790,6 +869,7 @@ impl<'a> From<AttentionArgs<'a>> for Args<'a> {
             (Slot::Sinks, args.sinks),
             (Slot::Gate, args.gate),
             (Slot::Blocks, args.blocks),
+            (Slot::Index, args.index),
         ] {
             list.extend(view.map(|view| (slot, view)));
         }

@@ -30,6 +30,7 @@ pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
 pub use cluster_update::{ClusterUpdate, ClusterUpdateArgs};
 pub use evict::{Evict, EvictArgs};
+pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, KeyIndex, Window};
 pub use flow_attention::{FlowAttention, FlowAttentionArgs};
 pub use gather::{Gather, GatherArgs};
 pub use hrr_attention::{HrrAttention, HrrAttentionArgs};

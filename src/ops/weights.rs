@@ -191,6 +191,13 @@ impl Weights {
 
     pub(super) fn check(&self) -> Result<()> {
         self.attention.check()?;
+        if self.attention.key_index.is_some() {
+            return Err(Error::unsupported(
+                "weights of an attention to listed keys",
+                "they are made key by key of the whole tensor",
+                "gather the listed keys, or give a block_mask with blocks of one key",
+            ));
+        }
         let [_, q_heads, q_len, _] = dims(&self.attention.q);
         let wrong = |found: String, remedy: &str| Err(Error::invalid("statistic", found, remedy));
         match &self.statistic {

@@ -13,7 +13,7 @@ use crate::{
     caps::Caps,
     error::{Error, Result},
     kernels::{AttentionParams, Kernel, attention_merge},
-    ops::{Attention, Corner, Slot, dims},
+    ops::{Attention, Corner, KeyIndex, Slot, dims},
     shader::mods::Mods,
     tensor::{DType, Layout},
 };
@@ -42,6 +42,13 @@ pub(super) fn outline(op: &Attention, caps: &Caps, tuning: &Tuning) -> Result<Ou
 /// The strides of a layout that has been checked to have four axes.
 fn strides(layout: &Layout) -> [u64; 4] {
     std::array::from_fn(|axis| layout.strides.get(axis).copied().unwrap_or(0))
+}
+
+/// The same, where axes of length 1 are shared by all.
+fn shared(layout: &Layout) -> [u64; 4] {
+    let lens = dims(layout);
+    let strides = strides(layout);
+    std::array::from_fn(|axis| if lens[axis] == 1 { 0 } else { strides[axis] })
 }
 
 /// One pass over the keys.
@@ -159,18 +166,31 @@ impl<'a> Space<'a> {
         }
         if let Some(mask) = &op.block_mask {
             // Rows and words are found by the whole tensor's places.
-            let bits = mask.bits.broadcast(
-                "block_mask",
-                &[batch, q_heads, dims(&mask.bits)[2], dims(&mask.bits)[3]],
-            )?;
-            let [b, h, row, word] = strides(&bits);
-            let [.., rows, words] = dims(&bits);
-            add(
-                Slot::Blocks,
-                &bits,
-                queries([b, h, 0, 0]),
-                row * (rows - 1) + word * (words - 1) + 1,
-            );
+            let [b, h, row, word] = shared(&mask.bits);
+            let [_, heads, rows, words] = dims(&mask.bits);
+            let axes = if heads == kv_heads {
+                [b, h, 0, 0, 0]
+            } else {
+                queries([b, h, 0, 0])
+            };
+            let inner = row * (rows - 1) + word * (words - 1) + 1;
+            add(Slot::Blocks, &mask.bits, axes, inner);
+        }
+        if let Some(KeyIndex { index, block_q }) = &op.key_index {
+            let [b, h, list, entry] = shared(index);
+            let [_, heads, lists, entries] = dims(index);
+            let inner = entry * (entries - 1) + 1;
+            // Lists of one query each lie with it; others are found by the whole tensor's places.
+            let (row, inner) = match block_q {
+                1 => (list, inner),
+                _ => (0, inner + list * (lists - 1)),
+            };
+            let axes = if heads == kv_heads {
+                [b, h, 0, row, 0]
+            } else {
+                queries([b, h, row, 0])
+            };
+            add(Slot::Index, index, axes, inner);
         }
         let buffers = op.mods.iter().flat_map(|change| &change.buffers);
         for (slot, buffer) in Slot::BUFFERS.into_iter().zip(buffers) {
@@ -197,9 +217,10 @@ impl<'a> Space<'a> {
         let operands: Vec<Operand<AXES>> = self.operands.iter().map(|(_, o)| o.clone()).collect();
         let limit = self.caps.max_binding_bytes;
         let mut part = slice::fit(self.lens, &operands, limit, alignment)?;
+        self.align_lists(&mut part)?;
         let mut split_keys = self.split_keys(&part, tuning)?;
-        // Key slices hold whole ranges, so that a range is one window.
-        if part[KEY] < self.lens[KEY] {
+        // Key slices hold whole ranges, so that a range is one window. Lists are walked in full in each.
+        if part[KEY] < self.lens[KEY] && self.op.key_index.is_none() {
             let step = self.choice.step_keys();
             // A slice shorter than a step is a range of its own.
             if part[KEY] > step {
@@ -247,7 +268,10 @@ impl<'a> Space<'a> {
                 .into_iter()
                 .find(|&axis| part[axis] > 1)
             {
-                Some(axis) => part[axis] = part[axis].div_ceil(2),
+                Some(axis) => {
+                    part[axis] = part[axis].div_ceil(2);
+                    self.align_lists(&mut part)?;
+                }
                 None => {
                     return Err(Error::unsupported(
                         format!("{splits} key ranges"),
@@ -284,7 +308,7 @@ impl<'a> Space<'a> {
             for pass in passes {
                 let mut split_start = 0;
                 for keys in slice::parts(rows, part, &[KEY]) {
-                    let here = keys.len[KEY].div_ceil(split_keys);
+                    let here = self.places(keys.len[KEY]).div_ceil(split_keys);
                     let ranges = (split_start, here, splits);
                     steps.push(self.attend(&keys, split_keys, ranges, pass)?);
                     split_start += here;
@@ -320,10 +344,9 @@ impl<'a> Space<'a> {
             .choice
             .most_keys(self.op, self.caps.loop_budget)
             .unwrap_or(step);
-        let keys = part[KEY];
+        let keys = self.places(part[KEY]);
         let visited = self.visited_keys(part).min(keys);
-        let tiles =
-            part[BATCH] * part[HEAD] * (part[ROW] * part[GROUP]).div_ceil(self.choice.tile_rows());
+        let tiles = part[BATCH] * part[HEAD] * self.row_tiles(part[ROW], part[GROUP]);
         let wanted = match tuning.splits {
             Some(0) => {
                 return Err(Error::invalid(
@@ -347,6 +370,7 @@ impl<'a> Space<'a> {
         // In packed sequences a tile may hold the end of one and the start of another.
         let given = [&self.op.head_windows, &self.op.prefix_len, &self.op.cu_q];
         let bounded = given.into_iter().all(Option::is_none);
+        let bounded = bounded && self.op.key_index.is_none();
         let (Some(left), Some(right), true) = (reach.left, reach.right, bounded) else {
             return u64::MAX;
         };
@@ -370,7 +394,7 @@ impl<'a> Space<'a> {
             return false;
         };
         let rows = self.choice.tile_rows();
-        let heads_alike = dims(&mask.bits)[1] == 1;
+        let heads_alike = [1, self.lens[HEAD]].contains(&dims(&mask.bits)[1]);
         let one_head = part.len[GROUP] == 1 || part.len[ROW].is_multiple_of(rows);
         let one_block = mask.block_q.is_multiple_of(rows) && part.start[ROW].is_multiple_of(rows);
         let all_queries = mask.block_q >= self.lens[ROW];
@@ -380,7 +404,50 @@ impl<'a> Space<'a> {
     fn all_splits(&self, part: &[u64; AXES], split_keys: u64) -> u64 {
         let full = self.lens[KEY] / part[KEY];
         let rest = self.lens[KEY] % part[KEY];
-        full * part[KEY].div_ceil(split_keys) + rest.div_ceil(split_keys)
+        let ranges = |keys| self.places(keys).div_ceil(split_keys);
+        full * ranges(part[KEY]) + if rest > 0 { ranges(rest) } else { 0 }
+    }
+
+    /// Places that a walk over so many keys has: those of a list, where there is one.
+    fn places(&self, keys: u64) -> u64 {
+        match &self.op.key_index {
+            Some(lists) => dims(&lists.index)[3],
+            None => keys,
+        }
+    }
+
+    /// Tiles over the rows of a KV head. A tile's rows share a list.
+    fn row_tiles(&self, q_len: u64, group: u64) -> u64 {
+        let tile = self.choice.tile_rows();
+        match &self.op.key_index {
+            Some(lists) => {
+                let rows = lists.block_q.min(q_len);
+                q_len.div_ceil(rows) * (rows * group).div_ceil(tile)
+            }
+            None => (q_len * group).div_ceil(tile),
+        }
+    }
+
+    /// Makes slices begin where lists do, and hold one query head of a group where each has lists of its own.
+    fn align_lists(&self, part: &mut [u64; AXES]) -> Result<()> {
+        let Some(KeyIndex { index, block_q }) = &self.op.key_index else {
+            return Ok(());
+        };
+        let heads = dims(index)[1];
+        if heads != 1 && heads != self.lens[HEAD] {
+            part[GROUP] = 1;
+        }
+        if part[ROW] < self.lens[ROW] && *block_q < self.lens[ROW] {
+            part[ROW] = part[ROW] / block_q * block_q;
+            if part[ROW] == 0 {
+                return Err(Error::unsupported(
+                    format!("lists for {block_q} queries each"),
+                    "the tensors of so many queries do not fit a binding",
+                    "give a list to fewer queries, or split the sequence",
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn window(&self, slot: Slot, part: &Part<AXES>) -> Option<Window> {
@@ -402,8 +469,9 @@ impl<'a> Space<'a> {
         if pass.partial || pass.probs {
             ranges.push(self.scratch(part, splits.2, pass));
         }
+        let mixed = self.mixed_blocks(part);
         Ok(Step {
-            kernel: self.choice.kernel(pass.partial, pass.probs),
+            kernel: self.choice.kernel(pass.partial, pass.probs, mixed),
             ranges,
             params: params.bytes(),
             grid: grid(tiles, self.caps)?,
@@ -421,7 +489,7 @@ impl<'a> Space<'a> {
         let op = self.op;
         let Pass { partial, probs, .. } = pass;
         let [batch, kv_heads, group, q_len, kv_len] = part.len;
-        let row_tiles = (q_len * group).div_ceil(self.choice.tile_rows());
+        let row_tiles = self.row_tiles(q_len, group);
         let tiles = batch * kv_heads * row_tiles * splits;
         let reach = op.reach();
         let places = |count: Option<u64>| {
@@ -445,7 +513,6 @@ impl<'a> Space<'a> {
             value_dim: small(self.value_dim),
             row_start: small(part.start[ROW]),
             key_start: small(part.start[KEY]),
-            row_tile_blocks: self.mixed_blocks(part).into(),
             batch_start: small(part.start[BATCH]),
             head_start: small(head_start),
             all_rows: small(self.lens[ROW]),
@@ -463,6 +530,18 @@ impl<'a> Space<'a> {
                 .block_mask
                 .as_ref()
                 .map_or(1, |mask| small(mask.block_kv.min(MAX_POSITIONS))),
+            blocks_heads: match &op.block_mask {
+                Some(mask) if dims(&mask.bits)[1] == self.lens[HEAD] => small(self.lens[GROUP]),
+                _ => 1,
+            },
+            list_rows: op
+                .key_index
+                .as_ref()
+                .map_or(1, |lists| small(lists.block_q.min(q_len))),
+            entries: op
+                .key_index
+                .as_ref()
+                .map_or(0, |lists| small(dims(&lists.index)[3])),
             scale: op.effective_scale() * std::f32::consts::LOG2_E,
             softcap: op.softcap.unwrap_or(1.0) * std::f32::consts::LOG2_E,
             minus_infinity: f32::NEG_INFINITY,
@@ -594,6 +673,22 @@ impl<'a> Space<'a> {
                         ] = layout_places(&mask.bits);
                     }
                 }
+                Slot::Index => {
+                    if let Some(KeyIndex { index, block_q }) = &op.key_index {
+                        let [b, h, list, entry] = shared(index).map(small);
+                        // The first of several queries' lists, where the window begins with the tensor's first.
+                        let first = match block_q {
+                            1 => 0,
+                            _ => part.start[ROW] / block_q,
+                        };
+                        let each = dims(index)[1] != self.lens[HEAD];
+                        params.index_at = at + small(first) * list;
+                        params.index_batch = b;
+                        params.index_head = if each { h * small(self.lens[GROUP]) } else { h };
+                        params.index_row = list;
+                        params.index_entry = entry;
+                    }
+                }
                 Slot::Buffer0 => params.buffer_0_at = at,
                 Slot::Buffer1 => params.buffer_1_at = at,
                 Slot::Buffer2 => params.buffer_2_at = at,
@@ -685,7 +780,7 @@ pub(super) fn visited_tiles(op: &Attention, kernel: Kernel) -> Option<(u64, u64)
     let (tile, step) = (choice.tile_rows(), choice.step_keys());
     let tiles = rows.div_ceil(tile);
     // Places in packed sequences count from starts that only the device knows.
-    if tiles > MOST_TILES || op.cu_q.is_some() {
+    if tiles > MOST_TILES || op.cu_q.is_some() || op.key_index.is_some() {
         return None;
     }
     // Numbers below 2^29, as the plan has seen to.

@@ -8,7 +8,7 @@ use crate::{
         AttentionIo, Kernel, attention_decode, attention_matrix, attention_merge,
         attention_subgroup, attention_tile,
     },
-    ops::{Attention, dims},
+    ops::{Attention, KeyIndex, dims},
     shader::mods::Mods,
     tensor::DType,
 };
@@ -57,10 +57,11 @@ impl Choice {
     }
 
     /// The kernel of a pass: one that leaves partial results, and one that reads what such a pass has left.
-    pub(super) fn kernel(self, partial: bool, probs: bool) -> Kernel {
+    pub(super) fn kernel(self, partial: bool, probs: bool, mixed_blocks: bool) -> Kernel {
         let io = |io: AttentionIo| AttentionIo {
             partial,
             probs,
+            mixed_blocks,
             // The pass that knows the sums writes it.
             lse: io.lse && !partial && !probs,
             // The sums that a second pass reads hold them already.
@@ -248,12 +249,12 @@ pub(super) fn choose(
         };
         let probs = io.mods.has_prob();
         let mut kernels = vec![
-            candidate.kernel(false, probs),
-            candidate.kernel(true, false),
+            candidate.kernel(false, probs, false),
+            candidate.kernel(true, false, false),
             merge.into(),
         ];
         if probs {
-            kernels.push(candidate.kernel(true, true));
+            kernels.push(candidate.kernel(true, true, false));
         }
         let runs = kernels
             .into_iter()
@@ -325,6 +326,7 @@ fn terms(op: &Attention) -> Result<AttentionIo> {
         lower: left || early || packed || op.q_len.is_some() || mods.has_range(),
         early,
         blocks: op.block_mask.is_some(),
+        lists: op.key_index.is_some(),
         sinks: op.sinks.is_some(),
         gate: op.gate.is_some(),
         softcap: op.softcap.is_some(),
@@ -402,7 +404,16 @@ fn check_numbers(tuning: &Tuning) -> Result<()> {
 fn packed_rows(op: &Attention) -> u64 {
     let [_, q_heads, q_len, _] = dims(&op.q);
     let [_, kv_heads, ..] = dims(&op.k);
-    q_heads / kv_heads.max(1) * q_len
+    let group = q_heads / kv_heads.max(1);
+    match &op.key_index {
+        // Rows that share a list.
+        Some(KeyIndex { index, block_q }) => {
+            let each = ![1, kv_heads].contains(&dims(index)[1]);
+            let heads = if each { 1 } else { group };
+            heads * q_len.min(*block_q)
+        }
+        None => group * q_len,
+    }
 }
 
 fn decode_variant(
@@ -430,7 +441,9 @@ fn decode_variant(
             // The stride of an axis of length 1 is whatever the caller left there.
             .map_or(1, |stride| stride.saturating_mul(op.k.dtype.size()))
             .max(1);
-    let stretch = if software {
+    let stretch = if op.key_index.is_some() {
+        1
+    } else if software {
         small(
             (STRETCH_BYTES / row_bytes)
                 .clamp(1, 256)
@@ -499,6 +512,7 @@ fn mask_words(op: &Attention, caps: &Caps, keys: u32, io: AttentionIo) -> bool {
         layout.end_bytes() + u64::from(caps.storage_alignment) <= caps.max_binding_bytes
     });
     let steps = matches!(keys, 2 | 4) && !io.lower && !io.runs();
+    let steps = steps && op.key_index.is_none();
     along && words && mask.offset.is_multiple_of(4) && whole && steps
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ops::{Attention, BlockMask, Causal, Corner, Window, dims};
+use crate::ops::{Attention, BlockMask, Causal, Corner, KeyIndex, Window, dims};
 
 /// A batch entry, a query head, a query and a key, each by its number in the tensors.
 pub type Pair = [usize; 4];
@@ -59,6 +59,8 @@ pub struct AttentionInputs<'a> {
     pub softcap: Option<f64>,
     /// A block mask and the words of its bits, row-major.
     pub blocks: Option<(&'a BlockMask, &'a [u32])>,
+    /// Lists of keys, and their entries, row-major.
+    pub lists: Option<(&'a KeyIndex, &'a [u32])>,
     /// The `mask_mod`.
     pub visible: Option<&'a dyn Fn(Pair) -> bool>,
     /// The `score_mod`, after the bias.
@@ -190,8 +192,31 @@ impl<'a> AttentionInputs<'a> {
             && self.mask.is_none_or(|mask| mask[number])
             && self
                 .blocks
-                .is_none_or(|(mask, bits)| block(mask, bits, pair))
+                .is_none_or(|(mask, bits)| self.in_block(mask, bits, pair))
+            && self.times(pair) > 0.0
             && self.visible.is_none_or(|visible| visible(pair))
+    }
+
+    /// The bit of a pair's block.
+    fn in_block(&self, mask: &BlockMask, bits: &[u32], [b, h, i, j]: Pair) -> bool {
+        let [batch, heads, rows, words] = dims(&mask.bits).map(|len| len as usize);
+        let [row, block] = [i / mask.block_q as usize, j / mask.block_kv as usize];
+        // Axes of length 1 serve all, and those of KV heads their groups.
+        let head = h * heads / self.q_heads;
+        let at = ((b % batch * heads + head) * rows + row) * words + block / 32;
+        bits[at] >> (block % 32) & 1 == 1
+    }
+
+    /// How often a key is in the query's list; once where there are no lists.
+    fn times(&self, [b, h, i, j]: Pair) -> f64 {
+        let Some((lists, numbers)) = self.lists else {
+            return 1.0;
+        };
+        let [batch, heads, rows, entries] = dims(&lists.index).map(|len| len as usize);
+        let head = h * heads / self.q_heads;
+        let row = (b % batch * heads + head) * rows + i / lists.block_q as usize;
+        let list = numbers[row * entries..].iter().take(entries);
+        list.filter(|&&key| key as usize == j).count() as f64
     }
 
     /// `scale q k^T`, whether the key is visible or not.
@@ -229,15 +254,6 @@ impl<'a> AttentionInputs<'a> {
     }
 }
 
-/// The bit of a pair's block.
-fn block(mask: &BlockMask, bits: &[u32], [b, h, i, j]: Pair) -> bool {
-    let [batch, heads, rows, words] = dims(&mask.bits).map(|len| len as usize);
-    let [row, block] = [i / mask.block_q as usize, j / mask.block_kv as usize];
-    // Axes of length 1 serve all.
-    let at = ((b % batch * heads + h % heads) * rows + row) * words + block / 32;
-    bits[at] >> (block % 32) & 1 == 1
-}
-
 /// What attention computes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AttentionOutputs {
@@ -262,7 +278,10 @@ pub fn attention(a: &AttentionInputs<'_>) -> AttentionOutputs {
                     out.lse.push(f64::NEG_INFINITY);
                     continue;
                 }
-                let total: f64 = scores.iter().chain([&sink]).map(|s| (s - max).exp()).sum();
+                let times: Vec<f64> = (0..a.kv_len).map(|j| a.times([b, h, i, j])).collect();
+                let each = scores.iter().zip(&times);
+                let total: f64 = each.map(|(s, times)| times * (s - max).exp()).sum();
+                let total = total + (sink - max).exp();
                 out.lse.push(max + total.ln());
                 let mut o = vec![0.0; a.value_dim];
                 for (j, s) in scores.iter().enumerate() {
@@ -273,6 +292,7 @@ pub fn attention(a: &AttentionInputs<'_>) -> AttentionOutputs {
                     if let Some(change) = a.prob {
                         w = change(w, [b, h, i, j]);
                     }
+                    w *= times[j];
                     let v = &a.v[(kv * a.kv_len + j) * a.value_dim..][..a.value_dim];
                     for (o, v) in o.iter_mut().zip(v) {
                         *o += w * v;
@@ -463,10 +483,38 @@ mod tests {
             block_kv: 1,
         };
         let bits = [0, 1, 1, 0];
-        assert!(block(&mask, &bits, [5, 0, 7, 32]));
-        assert!(!block(&mask, &bits, [5, 0, 7, 0]));
-        assert!(block(&mask, &bits, [5, 1, 7, 0]));
-        assert!(!block(&mask, &bits, [5, 1, 7, 32]));
+        // As many heads as there are query heads, and half as many.
+        for q_heads in [2, 4] {
+            let a = AttentionInputs {
+                q_heads,
+                ..flat(&[0.0; N])
+            };
+            let last = q_heads - 1;
+            assert!(a.in_block(&mask, &bits, [5, 0, 7, 32]));
+            assert!(!a.in_block(&mask, &bits, [5, 0, 7, 0]));
+            assert!(a.in_block(&mask, &bits, [5, last, 7, 0]));
+            assert!(!a.in_block(&mask, &bits, [5, last, 7, 32]));
+        }
+    }
+
+    #[test]
+    fn lists() {
+        let lists = KeyIndex {
+            index: Layout::new(DType::U32, [1, 1, 2, 4]),
+            block_q: 3,
+        };
+        let numbers = [4, 1, 1, 99, u32::MAX, u32::MAX, 6, u32::MAX];
+        let v = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+        let a = AttentionInputs {
+            lists: Some((&lists, &numbers)),
+            ..flat(&v)
+        };
+        assert_eq!(seen(&a), ["14", "14", "14", ""]);
+        // Key 1 counts twice.
+        let out = attention(&a);
+        assert_eq!(out.o, [2.0, 2.0, 2.0, 0.0]);
+        assert_eq!(out.lse[3], f64::NEG_INFINITY);
+        assert!((out.lse[0] - 3f64.ln()).abs() < 1e-12);
     }
 
     #[test]

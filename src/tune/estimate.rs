@@ -75,13 +75,32 @@ impl Estimate {
         let [_, kv_heads, kv_len, value_dim] = dims(&op.v);
         let heads = (batch * kv_heads) as f64;
         let rows = (q_heads / kv_heads.max(1) * q_len) as f64;
-        let row_tiles = (rows / step.rows).ceil();
+        let row_tiles = match &op.key_index {
+            // Tiles hold the rows of one list.
+            Some(lists) => {
+                let shared = (lists.block_q as f64 / q_len.max(1) as f64).min(1.0) * rows;
+                (rows / shared).ceil() * (shared / step.rows).ceil()
+            }
+            None => (rows / step.rows).ceil(),
+        };
         // A tile visits what its rows see together: about half a tile more than each alone.
         let seen = op.visible_pairs() / q_len.max(1) as f64;
         let seen = if seen < kv_len as f64 {
             (seen + step.rows.min(q_len as f64) / 2.0).min(kv_len as f64)
         } else {
             seen
+        };
+        // A tile visits what any of its rows' blocks see.
+        let seen = match &op.block_mask {
+            Some(mask) => {
+                (seen * (step.rows / mask.block_q as f64).max(1.0)).min(kv_len as f64)
+                    * if mask.block_q.is_multiple_of(step.rows as u64) {
+                        1.0
+                    } else {
+                        1.5
+                    }
+            }
+            None => seen,
         };
         let visited_tiles = heads * row_tiles * (seen / step.keys).ceil();
         let size = op.q.dtype.size() as f64;

@@ -367,6 +367,13 @@ fn terms(op: &Attention) -> String {
     if let Some(mask) = &op.block_mask {
         words.push(format!("blocks {}x{}", mask.block_q, mask.block_kv));
     }
+    if let Some(lists) = &op.key_index {
+        let [_, heads, _, entries] = dims(&lists.index);
+        let rows = lists.block_q;
+        words.push(format!(
+            "lists of {entries} for {rows} queries of {heads} heads"
+        ));
+    }
     if !op.mods.is_empty() {
         // The same text in every process gives the same number.
         let text: String = op

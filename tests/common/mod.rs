@@ -6,8 +6,8 @@ pub mod linear;
 use std::sync::OnceLock;
 
 use foveate::{
-    Attention, AttentionArgs, BlockMask, Causal, DType, Gpu, Layout, Op, Result, Schedule, Tensor,
-    Tuning, Window,
+    Attention, AttentionArgs, BlockMask, Causal, DType, Gpu, KeyIndex, Layout, Op, Result,
+    Schedule, Tensor, Tuning, Window,
     caps::MatrixShape,
     reference::{self, AttentionInputs, AttentionOutputs, noise},
 };
@@ -131,6 +131,7 @@ pub struct Terms {
     pub gate: Option<[u64; 3]>,
     pub softcap: Option<f32>,
     pub blocks: Option<Blocks>,
+    pub lists: Option<Lists>,
 }
 
 /// A block mask of random bits.
@@ -138,8 +139,27 @@ pub struct Terms {
 pub struct Blocks {
     pub block_q: u64,
     pub block_kv: u64,
-    /// Whether each batch entry, and each head, has bits of its own.
-    pub per: [bool; 2],
+    /// Whether each batch entry has bits of its own.
+    pub per_batch: bool,
+    pub heads: Heads,
+}
+
+/// Lists of random keys, some of them twice, and some that are none.
+#[derive(Debug, Clone)]
+pub struct Lists {
+    pub block_q: u64,
+    pub entries: u64,
+    /// Whether each batch entry has lists of its own.
+    pub per_batch: bool,
+    pub heads: Heads,
+}
+
+/// Which heads have an index of their own.
+#[derive(Debug, Clone, Copy)]
+pub enum Heads {
+    Shared,
+    Kv,
+    Query,
 }
 
 impl Problem {
@@ -173,17 +193,13 @@ impl Problem {
         let Blocks {
             block_q,
             block_kv,
-            per: [per_batch, per_head],
+            per_batch,
+            heads,
         } = *self.terms.blocks.as_ref()?;
         let rows = (self.q_len as u64).div_ceil(block_q);
         let words = (self.kv_len as u64).div_ceil(block_kv).div_ceil(32);
-        let count = |yes, all: usize| if yes { all as u64 } else { 1 };
-        let shape = [
-            count(per_batch, self.batch),
-            count(per_head, self.q_heads),
-            rows,
-            words,
-        ];
+        let [batch, heads] = self.index_axes(per_batch, heads);
+        let shape = [batch, heads, rows, words];
         let bits = noise(6, 32 * shape.iter().product::<u64>() as usize)
             .chunks(32)
             .enumerate()
@@ -199,6 +215,43 @@ impl Problem {
             block_kv,
         };
         Some((mask, bits))
+    }
+
+    /// The first two axes of an index.
+    fn index_axes(&self, per_batch: bool, heads: Heads) -> [u64; 2] {
+        let batch = if per_batch { self.batch } else { 1 };
+        let heads = match heads {
+            Heads::Shared => 1,
+            Heads::Kv => self.kv_heads,
+            Heads::Query => self.q_heads,
+        };
+        [batch, heads].map(|n| n as u64)
+    }
+
+    /// The lists of keys, and their entries. The first list is of nothing.
+    fn key_index(&self) -> Option<(KeyIndex, Vec<u32>)> {
+        let Lists {
+            block_q,
+            entries,
+            per_batch,
+            heads,
+        } = *self.terms.lists.as_ref()?;
+        let [batch, heads] = self.index_axes(per_batch, heads);
+        let shape = [batch, heads, (self.q_len as u64).div_ceil(block_q), entries];
+        let numbers = noise(8, shape.iter().product::<u64>() as usize)
+            .iter()
+            .enumerate()
+            .map(|(at, &x)| {
+                let key = ((x + 1.0) / 2.0 * (self.kv_len + 3) as f32) as u32;
+                let none = at as u64 / entries == 0 || at % 7 == 6;
+                if none { u32::MAX } else { key }
+            })
+            .collect();
+        let index = KeyIndex {
+            index: Layout::new(DType::U32, shape),
+            block_q,
+        };
+        Some((index, numbers))
     }
 
     fn layout(&self, heads: usize, seq: usize, dim: usize) -> Layout {
@@ -324,6 +377,7 @@ impl Problem {
         let sinks = terms.sinks.as_deref().map(wide);
         let gate = self.gate();
         let blocks = self.block_mask();
+        let lists = self.key_index();
         let scale = self
             .scale
             .unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt());
@@ -351,6 +405,7 @@ impl Problem {
             gate: gate.as_ref().map(|(_, all)| &all[..]),
             softcap: terms.softcap.map(f64::from),
             blocks: blocks.as_ref().map(|(mask, bits)| (mask, &bits[..])),
+            lists: lists.as_ref().map(|(index, list)| (index, &list[..])),
             scale: scale.into(),
             causal: self.causal,
             ..AttentionInputs::default()
@@ -462,6 +517,14 @@ impl Problem {
             }
             None => None,
         };
+        let lists = match self.key_index() {
+            Some((index, list)) => {
+                let list = gpu.upload_u32(&list, index.index.shape.clone())?;
+                op.key_index = Some(index);
+                Some(list)
+            }
+            None => None,
+        };
         for (tensor, layout, arg) in [
             (&lens, &mut op.kv_len, &mut args.kv_len),
             (&q_lens, &mut op.q_len, &mut args.q_len),
@@ -476,6 +539,7 @@ impl Problem {
             *arg = tensor.as_ref().map(Tensor::view);
         }
         args.blocks = blocks.as_ref().map(Tensor::view);
+        args.index = lists.as_ref().map(Tensor::view);
         run(op, args, [&o, &lse])
     }
 }

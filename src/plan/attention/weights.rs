@@ -284,14 +284,10 @@ impl<'a> Pairs<'a> {
         let tiles = self.tiles(&part.len);
         params.tiles = small(tiles);
         params.row_tiles = small(part.len[GROUP] * part.len[ROW]);
-        // Rows are asked about blocks where they do not walk over what they see.
-        params.row_tile_blocks = 0;
         match self.op.statistic {
             Statistic::Mass => {
                 params.row_tiles = small(part.len[KEY].div_ceil(attention_mass::KEYS.into()));
-                params.row_tile_blocks = 1;
             }
-            Statistic::Matrix { .. } => params.row_tile_blocks = 1,
             Statistic::Top { count } => params.value_dim = small(count),
             _ => {}
         }
