@@ -467,6 +467,49 @@ fn key_lists_in_parts() {
     });
 }
 
+/// What an index may not be, each with its remedy.
+#[test]
+fn indices_that_fit_nothing() {
+    let caps = foveate::Caps::minimum();
+    let q = Layout::f32([2, 4, 10, 8]);
+    let kv = Layout::f32([2, 2, 20, 8]);
+    let op = Attention::new(q, kv.clone(), kv);
+    let numbers = |shape: [u64; 4]| Layout::new(DType::U32, shape);
+    let error = |op: Attention| {
+        let outline = foveate::plan::Outline::new(&op.into(), &caps, &Tuning::default());
+        outline.expect_err("it is wrong").to_string()
+    };
+    for (index, block_q, want) in [
+        (numbers([2, 4, 5, 3]), 0, "give a block_q of at least 1"),
+        (numbers([2, 4, 10, 3]), 2, "[2, 4, 5, 3] is expected"),
+        (numbers([2, 3, 5, 3]), 2, "the second 1 or kv_heads"),
+        (numbers([3, 4, 5, 3]), 2, "[2, 4, 5, 3] is expected"),
+        (Layout::f32([2, 4, 5, 3]), 2, "give u32"),
+    ] {
+        let found = error(op.clone().key_index(index.clone(), block_q));
+        assert!(found.contains(want), "{index:?}: {found}");
+    }
+    let both = op
+        .clone()
+        .key_index(numbers([2, 4, 5, 3]), 2)
+        .block_mask(BlockMask {
+            bits: numbers([1, 1, 5, 1]),
+            block_q: 2,
+            block_kv: 2,
+        });
+    let found = error(both);
+    assert!(
+        found.contains("leave the keys that blocks hide out of the lists"),
+        "{found}"
+    );
+    let three = op.block_mask(BlockMask {
+        bits: numbers([1, 3, 5, 1]),
+        block_q: 2,
+        block_kv: 2,
+    });
+    assert!(error(three).contains("[2, 4, 5, 1] is expected"));
+}
+
 /// Everything that goes together, with masks and biases, in f32 and f16, and in strided tensors.
 #[test]
 fn all_at_once() {

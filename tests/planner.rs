@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, Corner, DType, Error, Layout, Merge, Mod, Op, Rotary,
-    Schedule, ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
+    Attention, BlockMask, Caps, Causal, Corner, DType, Error, KeyIndex, Layout, Merge, Mod, Op,
+    Rotary, Schedule, ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, attention_merge::Source, attention_weights::Kind, short_conv, short_conv_state,
@@ -1767,6 +1767,11 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
             },
         )
     });
+    let lists = (any_len(), 1u64..9).prop_flat_map(move |(block_q, entries)| {
+        let count = rows.div_ceil(block_q.max(1));
+        laid_out(DType::U32, vec![batch, heads, count, entries])
+            .prop_map(move |index| KeyIndex { index, block_q })
+    });
     let text = prop_oneof![
         4 => Just("fn score_mod(s: f32, b: u32, h: u32, i: u32, j: u32) -> f32 { return -s; }"),
         2 => Just("fn mask_mod(b: u32, h: u32, i: u32, j: u32) -> bool { return i != j; }"),
@@ -1800,9 +1805,10 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
             blocks,
             prop::collection::vec(change, 0..3),
             any_scale(),
+            lists,
         ),
         // Mostly few of them.
-        (prop::array::uniform10(prop::bool::weighted(0.2)), 0u8..10),
+        (prop::array::uniform11(prop::bool::weighted(0.2)), 0u8..10),
     )
         .prop_map(
             move |(
@@ -1811,7 +1817,7 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 rest,
                 (wanted, odd),
             )| {
-                let (window, blocks, mods, softcap) = rest;
+                let (window, blocks, mods, softcap, lists) = rest;
                 let mut op = op.clone();
                 op.q_len = wanted[0].then_some(q_len);
                 op.prefix_len = wanted[1].then_some(prefix);
@@ -1822,12 +1828,16 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 op.gate = wanted[9].then_some(gate);
                 op.window = wanted[5].then_some(window);
                 op.block_mask = wanted[6].then_some(blocks);
+                op.key_index = wanted[10].then_some(lists);
                 op.softcap = softcap.filter(|_| wanted[7]);
                 if wanted[8] {
                     op.mods = mods;
                 }
                 // Terms that exclude each other, but for one op in ten.
                 if odd != 0 {
+                    if op.key_index.is_some() {
+                        op.block_mask = None;
+                    }
                     if op.cu_q.is_some() {
                         if batch == 1 {
                             (op.q_len, op.kv_len, op.prefix_len, op.block_mask) =

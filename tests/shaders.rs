@@ -150,11 +150,19 @@ fn with_term(op: Attention, number: u32) -> Attention {
             let rows = op.q.shape[..3].to_vec();
             op.gate(Layout::f32(rows))
         }
+        // Rows of a tile see the same blocks.
+        13 => op.block_mask(BlockMask {
+            bits: numbers(&[2, 2, 1, 1]),
+            block_q: rows,
+            block_kv: 16,
+        }),
+        14 => op.key_index(numbers(&[1, 2, rows, 9]), 1),
         _ => op,
     }
 }
 
-const TERMS: u32 = 13;
+const TERMS: u32 = 15;
+const LISTS: u32 = 14;
 
 /// A device with everything, and room for many terms.
 fn terms_caps() -> Caps {
@@ -202,14 +210,21 @@ fn attention_terms(into: &mut BTreeSet<Kernel>) {
                 };
                 // Matrices of f16 take no weights of any size.
                 let probs = !(half && schedule == Schedule::Matrix);
-                for number in (0..TERMS).filter(|&number| number != 10 || probs) {
+                let lists = schedule != Schedule::Matrix;
+                let runs = |&number: &u32| (number != 10 || probs) && (number != LISTS || lists);
+                for number in (0..TERMS).filter(runs) {
                     plan(with_term(plain(), number), &caps, &tuning, into);
                 }
                 // A window beside windows of heads, and sequences beside lengths, are errors.
                 let all = [1, 2, 3, 5, 6, 7, 8, 9, 12, 10];
                 let all = all.into_iter().take(if probs { 10 } else { 9 });
                 let all = all.fold(plain(), with_term);
-                plan(all, &caps, &tuning, into);
+                plan(all.clone(), &caps, &tuning, into);
+                if lists {
+                    let mut listed = with_term(all, LISTS);
+                    listed.block_mask = None;
+                    plan(listed, &caps, &tuning, into);
+                }
                 let packed = [0, 5, 6, 8, 11].into_iter().fold(plain(), with_term);
                 plan(packed, &caps, &tuning, into);
             }

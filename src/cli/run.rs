@@ -29,8 +29,8 @@ use super::{
     tensor_file::{self, Elements, FileTensor, Format, Numbers, Output, TensorFile},
 };
 use crate::{
-    Attention, BlockMask, Causal, Corner, DType, Error, Layout, Mod, Op, Result, Rotary, Schedule,
-    Softmax, Tuning, Window, bench,
+    Attention, BlockMask, Causal, Corner, DType, Error, KeyIndex, Layout, Mod, Op, Result, Rotary,
+    Schedule, Softmax, Tuning, Window, bench,
     ops::{Args as OpArgs, Slot},
 };
 
@@ -177,7 +177,7 @@ struct AttentionSettings {
     /// Scores become softcap * tanh(score / softcap), before bias.
     #[arg(long)]
     softcap: Option<f32>,
-    /// Queries per block of the tensor `blocks`.
+    /// Queries per block of the tensor `blocks`, or per list of the tensor `index`.
     #[arg(long, default_value_t = 128)]
     block_q: u64,
     /// Keys per block of the tensor `blocks`.
@@ -590,6 +590,7 @@ impl Settings {
                 (Slot::Sinks, false),
                 (Slot::Gate, false),
                 (Slot::Blocks, false),
+                (Slot::Index, false),
                 (Slot::Buffer0, false),
                 (Slot::Buffer1, false),
                 (Slot::Buffer2, false),
@@ -793,6 +794,10 @@ impl Settings {
                     bits,
                     block_q: settings.block_q,
                     block_kv: settings.block_kv,
+                });
+                op.key_index = layout(Slot::Index)?.map(|index| KeyIndex {
+                    index,
+                    block_q: settings.block_q,
                 });
                 op.mods = settings.mods(layout)?;
                 let read = op.mods.iter().map(|change| change.buffers.len()).sum();

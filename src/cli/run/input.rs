@@ -20,6 +20,7 @@ fn counts(slot: Slot) -> bool {
             | Slot::CuSeqlens
             | Slot::HeadWindows
             | Slot::Blocks
+            | Slot::Index
             | Slot::Positions
     )
 }
