@@ -27,10 +27,9 @@ mod weights;
 
 pub use aft_full::{AftFull, AftFullArgs, BiasTerm, PositionBias, PositionBiasArgs};
 pub(crate) use attention::dims;
-pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, Window};
+pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, KeyIndex, Window};
 pub use cluster_update::{ClusterUpdate, ClusterUpdateArgs};
 pub use evict::{Evict, EvictArgs};
-pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, KeyIndex, Window};
 pub use flow_attention::{FlowAttention, FlowAttentionArgs};
 pub use gather::{Gather, GatherArgs};
 pub use hrr_attention::{HrrAttention, HrrAttentionArgs};
