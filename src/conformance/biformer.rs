@@ -5,7 +5,9 @@ use super::{
     problem::{Input, Problem, Reader},
     routed::listed,
 };
-use crate::{Attention, BlockMask, DType, Gather, Layout, Pool, Route, RouteScores, ops::Slot};
+use crate::{
+    Attention, BlockMask, DType, Gather, Layout, Pool, Route, RouteScores, Softmax, TopK, ops::Slot,
+};
 
 /// An image in regions, row by row.
 struct Regions {
@@ -131,7 +133,7 @@ pub(super) fn regions(reader: &mut Reader<'_>) -> Result<Problem, String> {
             (Slot::K, Input::Output(means[1], Slot::Y)),
         ],
     );
-    let route = Route::new(scores_layout, most).with_bits();
+    let route = Route::new(scores_layout.clone(), most).with_bits();
     let bits = route.bits.clone().ok_or("a route without bits")?;
     let route = calls.call(route, [(Slot::Scores, Input::Output(scores, Slot::Out))]);
     let attention = Attention::new(layout.clone(), layout.clone(), layout.clone())
@@ -157,13 +159,18 @@ pub(super) fn regions(reader: &mut Reader<'_>) -> Result<Problem, String> {
             (Slot::Index, back.into()),
         ],
     );
-    let calls = calls.expect(Slot::Y, "o").expect_sets(
+    let mut calls = calls.expect(Slot::Y, "o").expect_sets(
         "region_topk",
         move |outputs| listed(outputs, route, most),
         |_, _| true,
     );
     if channels_last {
-        return Ok(calls);
+        // The older source keeps the weights of the regions too, best first.
+        let top = TopK::new(scores_layout, most);
+        let softmax = Softmax::new(top.values.clone().ok_or("no values")?, 3);
+        let top = calls.call(top, [(Slot::X, Input::Output(scores, Slot::Out))]);
+        calls.call(softmax, [(Slot::X, Input::Output(top, Slot::Values))]);
+        return Ok(calls.expect(Slot::Y, "region_weight"));
     }
     Ok(calls.expect_of(scores, Slot::Out, "region_scores"))
 }

@@ -3,92 +3,90 @@
 use super::{
     case::Values,
     linear::{linear, softmax},
-    problem::{AttentionProblem, Problem, Reader},
+    outputs::Outputs,
+    problem::{AttentionProblem, Input, Problem, Reader},
+    routed::listed,
 };
 use crate::{
-    DType,
+    DType, Layout, TopK,
     ops::{Slot, dims},
 };
 
-/// Attention on the device; gates, a linear layer each, on the host.
+/// Gates, a linear layer each, on the host; which heads they leave open, and attention, on the device.
 pub(super) fn mixture_of_heads(reader: &mut Reader<'_>) -> Result<Problem, String> {
-    let problem = AttentionProblem::of(reader, DType::F32)?;
-    let [batch, heads, len, dim] = dims(&problem.op.o).map(|len| len as usize);
+    let mut problem = AttentionProblem::of(reader, DType::F32)?;
+    let [batch, heads, len, _] = dims(&problem.op.o);
     let (x, [_, _, width]) = reader.shaped("x")?;
-    let (shared, active) = (
-        reader.size("shared_head")? as usize,
-        reader.size("routed_head")? as usize,
-    );
+    let (shared, active) = (reader.size("shared_head")?, reader.size("routed_head")?);
     let routed = heads
         .checked_sub(shared)
         .ok_or("there are more shared heads than heads")?;
-    let mut scores = |name: &str| -> Result<_, String> {
+    let mut scores = |name: &str, count: u64| -> Result<Vec<f64>, String> {
         let (weight, [outputs, _]) = reader.shaped::<2>(name)?;
-        Ok((softmax(&linear(x, weight, width, None), outputs), outputs))
+        if outputs as u64 != count {
+            return Err(format!("{outputs} gates in {name} for {count}"));
+        }
+        Ok(softmax(&linear(x, weight, width, None), outputs))
     };
-    let (mut gates, outputs) = scores("wg_1_weight")?;
-    if outputs != shared {
-        return Err(format!("{outputs} gates for {shared} shared heads"));
-    }
-    for gate in &mut gates {
+    let mut open = scores("wg_1_weight", shared)?;
+    for gate in &mut open {
         *gate *= shared as f64;
     }
-    let mut chosen = Vec::new();
-    if active > 0 {
-        let (routes, count) = scores("wg_weight")?;
-        let (branches, two) = scores("wg_0_weight")?;
-        if (count, two) != (routed, 2) {
-            return Err(format!(
-                "{count} and {two} gates for {routed} routed heads, and 2 branches"
-            ));
+    problem.output_heads_inside();
+    problem.op.gate = Some(Layout::f32([batch, len, heads]).transposed(1, 2));
+    if active == 0 {
+        if routed > 0 {
+            return Err(format!("{routed} routed heads that no token takes"));
         }
-        let rows = gates
-            .chunks(shared.max(1))
-            .zip(routes.chunks(routed.max(1)))
+        let gates = open.into_iter().map(|gate| gate as f32).collect();
+        problem.bind(Slot::Gate, Values::Real(gates));
+        return Ok(problem.expect("o"));
+    }
+    let routes = scores("wg_weight", routed)?;
+    let branches = scores("wg_0_weight", 2)?;
+    let mut calls = Problem::none();
+    let top = TopK::new(Layout::f32([batch, len, routed]), active);
+    let routes = routes.into_iter().map(|gate| gate as f32).collect();
+    let top = calls.call(top, [(Slot::X, Values::Real(routes).into())]);
+    let gates = move |outputs: &Outputs| -> Result<Values, String> {
+        let values = outputs.of(top, Slot::Values)?;
+        let taken = outputs.integers(top, Slot::Indices)?;
+        let rows = values
+            .chunks(active as usize)
+            .zip(taken.chunks(active as usize))
+            .zip(open.chunks(shared.max(1) as usize))
             .zip(branches.chunks(2));
         let mut all = Vec::new();
-        for ((shared, routes), branch) in rows {
-            let (top, weights) = top_gates(routes, active);
-            chosen.extend(top);
+        for (((values, taken), open), branch) in rows {
             let [to_shared, to_routed] = [0, 1].map(|at| 2.0 * branch.get(at).unwrap_or(&0.0));
-            all.extend(shared.iter().map(|gate| gate * to_shared));
-            all.extend(weights.iter().map(|gate| gate * to_routed * active as f64));
+            all.extend(open.iter().map(|gate| (gate * to_shared) as f32));
+            all.extend(shut_others(values, taken, routed as usize, to_routed));
         }
-        gates = all;
-    }
-    let mut problem = problem.done().expect_host("o", move |outputs| {
-        let o = outputs.of(0, Slot::O)?;
-        // [batch, heads, len, dim] to [batch, len, heads * dim].
-        let places = (0..batch * len * heads * dim).map(|number| {
-            let (d, h, token) = (number % dim, number / dim % heads, number / dim / heads);
-            let from = ((token / len * heads + h) * len + token % len) * dim + d;
-            let gate = gates.get(token * heads + h);
-            let value = o.get(from).zip(gate).map(|(o, gate)| f64::from(*o) * gate);
-            value
-                .map(|value| value as f32)
-                .ok_or("a gate is missing".into())
-        });
-        places.collect()
-    });
-    if active > 0 {
-        problem
-            .decided
-            .push(("routed_topk".into(), Values::Integer(chosen)));
-    }
-    Ok(problem)
+        Ok(Values::Real(all))
+    };
+    problem.bind(Slot::Gate, Input::Made(Box::new(gates)));
+    calls.then(problem.done());
+    Ok(calls.expect(Slot::O, "o").expect_sets(
+        "routed_topk",
+        move |outputs| listed(outputs, top, active),
+        |_, _| true,
+    ))
 }
 
-/// The largest gates, from the largest on, and all gates with the others 0 and a sum of 1.
-fn top_gates(gates: &[f64], count: usize) -> (Vec<i64>, Vec<f64>) {
-    let mut order: Vec<usize> = (0..gates.len()).collect();
-    order.sort_by(|&a, &b| gates[b].total_cmp(&gates[a]));
-    order.truncate(count);
-    let total: f64 = order.iter().map(|&at| gates[at]).sum();
-    let mut weights = vec![0.0; gates.len()];
-    for &at in &order {
-        weights[at] = gates[at] / total.max(f64::EPSILON);
+/// Gates of all routed heads: those taken share `weight` times their number, by their values; the others are 0.
+fn shut_others(values: &[f32], taken: &[i64], heads: usize, weight: f64) -> Vec<f32> {
+    let total: f64 = values.iter().map(|&value| f64::from(value)).sum();
+    let share = weight * values.len() as f64 / total.max(f64::EPSILON);
+    let mut gates = vec![0.0; heads];
+    for (&value, &head) in values.iter().zip(taken) {
+        if let Some(gate) = usize::try_from(head)
+            .ok()
+            .and_then(|head| gates.get_mut(head))
+        {
+            *gate = (f64::from(value) * share) as f32;
+        }
     }
-    (order.iter().map(|&at| at as i64).collect(), weights)
+    gates
 }
 
 #[cfg(test)]
@@ -96,9 +94,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_gates_share_1() {
-        let (top, weights) = top_gates(&[0.1, 0.4, 0.2, 0.3], 2);
-        assert_eq!(top, [1, 3]);
-        assert_eq!(weights, [0.0, 0.4 / 0.7, 0.0, 0.3 / 0.7]);
+    fn open_gates_share_their_number() {
+        let gates = shut_others(&[0.5, 0.25], &[3, 1], 4, 1.5);
+        assert_eq!(gates, [0.0, 1.0, 0.0, 2.0]);
     }
 }

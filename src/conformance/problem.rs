@@ -356,7 +356,7 @@ impl AttentionProblem {
     /// Blocks of keys that are skipped.
     pub fn blocks(&mut self, mask: BlockMask, words: impl Into<Input>) {
         self.op.block_mask = Some(mask);
-        self.inputs.push((Slot::Blocks, words.into()));
+        self.bind(Slot::Blocks, words);
     }
 
     pub fn sinks(&mut self, sinks: Vec<f32>) {
@@ -383,8 +383,13 @@ impl AttentionProblem {
         self.op.mods.push(change);
     }
 
+    /// Binds a tensor to a slot that the op has by now.
+    pub fn bind(&mut self, slot: Slot, input: impl Into<Input>) {
+        self.inputs.push((slot, input.into()));
+    }
+
     fn give(&mut self, slot: Slot, values: Values) {
-        self.inputs.push((slot, Input::Given(values)));
+        self.bind(slot, values);
     }
 
     fn counts(&mut self, slot: Slot, counts: Vec<u32>) -> Layout {
