@@ -508,9 +508,22 @@ impl Engine {
 
     /// Submits a call and waits for it.
     pub(crate) fn run(&self, queue: &wgpu::Queue, call: &Call) -> Result<()> {
+        self.run_all(queue, [call])
+    }
+
+    /// Submits calls in one pass and waits for the last.
+    pub(crate) fn run_all<'a>(
+        &self,
+        queue: &wgpu::Queue,
+        calls: impl IntoIterator<Item = &'a Call>,
+    ) -> Result<()> {
         let index = checked(&self.device, || {
             let mut encoder = self.device.create_command_encoder(&Default::default());
-            call.record(&mut encoder.begin_compute_pass(&Default::default()));
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for call in calls {
+                call.record(&mut pass);
+            }
+            drop(pass);
             queue.submit([encoder.finish()])
         })
         .map_err(Error::Device)?;

@@ -452,6 +452,16 @@ impl Gpu {
         self.take_errors()
     }
 
+    /// Submits calls, one after another, and waits for the last. Each sees what those before it wrote, and nothing
+    /// comes back to the host in between.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the device reports anything.
+    pub fn run_all<'a>(&self, calls: impl IntoIterator<Item = &'a Call>) -> Result<()> {
+        self.engine.run_all(&self.queue, calls)?;
+        self.take_errors()
+    }
+
     /// Plans, binds and runs an op.
     ///
     /// # Errors
