@@ -43,7 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let gpu = Gpu::open(None)?;
     println!("{} through {}", gpu.info().name, gpu.info().backend);
-    println!("{HEADS} heads of {DIM} dims, causal, blocks of {BLOCK}; medians of {RUNS} runs, in ms\n");
+    println!(
+        "{HEADS} heads of {DIM} dims, causal, blocks of {BLOCK}; medians of {RUNS} runs, in ms\n"
+    );
     println!("  length  kept  attended     dense    select    attend   of dense      error");
     for length in lengths {
         let shape = [1, HEADS, length, DIM];
@@ -65,7 +67,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let both_ms = median(&gpu, &both)?;
             let blocks = length.div_ceil(BLOCK);
             let visible = HEADS * blocks * (blocks + 1) / 2;
-            let taken: u64 = gpu.download_u32(&counts)?.iter().map(|&n| u64::from(n)).sum();
+            let taken: u64 = gpu
+                .download_u32(&counts)?
+                .iter()
+                .map(|&n| u64::from(n))
+                .sum();
             println!(
                 "{length:8} {kept:5} {:8.1} % {dense:9.1} {select_ms:9.1} {:9.1} {:10.3} {:10.1e}",
                 100.0 * taken as f64 / visible as f64,
@@ -130,12 +136,8 @@ fn selection(
 /// Causal attention, to the blocks that an index takes where there is one.
 fn attend(gpu: &Gpu, tensors: &Tensors, bits: Option<&Tensor>) -> foveate::Result<Call> {
     let [q, k, v] = [&tensors.q, &tensors.k, &tensors.v];
-    let mut op = Attention::new(
-        q.layout().clone(),
-        k.layout().clone(),
-        v.layout().clone(),
-    )
-    .causal(Causal::TopLeft);
+    let mut op = Attention::new(q.layout().clone(), k.layout().clone(), v.layout().clone())
+        .causal(Causal::TopLeft);
     op.block_mask = bits.map(|bits| BlockMask {
         bits: bits.layout().clone(),
         block_q: BLOCK,
@@ -169,7 +171,12 @@ fn median(gpu: &Gpu, calls: &[Call]) -> foveate::Result<f64> {
 fn error(gpu: &Gpu, tensors: &Tensors, bits: &Tensor) -> Result<f64, Box<dyn Error>> {
     const ROWS: usize = 16;
     let [q, k, v, o] = [&tensors.q, &tensors.k, &tensors.v, &tensors.sparse];
-    let (q, k, v, o) = (gpu.download(q)?, gpu.download(k)?, gpu.download(v)?, gpu.download(o)?);
+    let (q, k, v, o) = (
+        gpu.download(q)?,
+        gpu.download(k)?,
+        gpu.download(v)?,
+        gpu.download(o)?,
+    );
     let words = gpu.download_u32(bits)?;
     let (dim, block) = (DIM as usize, BLOCK as usize);
     let length = q.len() / HEADS as usize / dim;
@@ -181,12 +188,18 @@ fn error(gpu: &Gpu, tensors: &Tensors, bits: &Tensor) -> Result<f64, Box<dyn Err
         let keys = (0..=row).filter(|key| own[key / block / 32] >> (key / block % 32) & 1 == 1);
         let dot = |key: usize| -> f64 {
             let pairs = q[row * dim..][..dim].iter().zip(&k[key * dim..][..dim]);
-            pairs.map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>() * scale
+            pairs
+                .map(|(&x, &y)| f64::from(x) * f64::from(y))
+                .sum::<f64>()
+                * scale
         };
         let weights: Vec<(usize, f64)> = keys.map(|key| (key, dot(key).exp())).collect();
         let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
         for d in 0..dim {
-            let sum: f64 = weights.iter().map(|(key, w)| w * f64::from(v[key * dim + d])).sum();
+            let sum: f64 = weights
+                .iter()
+                .map(|(key, w)| w * f64::from(v[key * dim + d]))
+                .sum();
             expected.push(sum / total);
             found.push(o[row * dim + d]);
         }

@@ -417,6 +417,16 @@ fn key_lists() {
             problem.terms.window = window(Some(30), None, 2, Corner::BottomRight).window;
             problems.push(problem);
         }
+        // Numbers of keys are those of the whole tensor.
+        let mut packed = with([1, 4, 2], [37, 71], Causal::BottomRight, Terms::default());
+        packed.terms.packed = Some([vec![0, 5, 20, 37], vec![0, 30, 31, 70]]);
+        packed.terms.lists = Some(Lists {
+            block_q,
+            entries,
+            per_batch: false,
+            heads: Heads::Kv,
+        });
+        problems.push(packed);
     }
     all_close(&problems);
 }
