@@ -571,6 +571,7 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "fla_abc" => scan::bounded_memory(&mut reader),
         "flexprefill" => block_sparse::flexprefill(&mut reader),
         "moba" => routed::moba(&mut reader),
+        "nsa" => routed::nsa(&mut reader),
         "quest" => routed::quest(&mut reader),
         "loki" => routed::loki(&mut reader),
         "biformer" => biformer::regions(&mut reader),

@@ -1,4 +1,4 @@
-//! Attention to keys that are chosen on the device: MoBA, Quest and Loki.
+//! Attention to keys that are chosen on the device: MoBA, NSA, Quest and Loki.
 //!
 //! Scores, the choice and attention over it are calls one after the other; what was chosen is compared too.
 
@@ -8,8 +8,8 @@ use super::{
     problem::{AttentionProblem, Input, Problem, Reader},
 };
 use crate::{
-    Attention, BlockMask, Blocks, Causal, DType, Layout, NONE, Pool, PoolRule, Route, RouteScores,
-    Visible,
+    Attention, BlockMask, Blocks, Causal, DType, Divisor, Layout, Mod, NONE, Pool, PoolRule, Route,
+    RouteScores, Stage, Statistic, Visible, Weights,
     ops::{Slot, dims},
 };
 
@@ -261,6 +261,128 @@ fn packed_choice(
     Ok((calls, route, first_blocks))
 }
 
+/// Native sparse attention: compressed blocks, the blocks whose compressed keys get most weight from a group of
+/// heads, and a window; the three, each with its gate, are
+/// added up on the host.
+pub(super) fn nsa(reader: &mut Reader<'_>) -> Result<Problem, String> {
+    let whole = AttentionProblem::of(reader, DType::F32)?.op;
+    let block = reader.count("block_size")? as u64;
+    let most = reader.count("S")? as u64;
+    let window = super::streaming::window(reader, "window")?;
+    let [q, k, v] = ["q", "k", "v"].map(|name| given(reader, name));
+    let (q, k, v) = (q?, k?, v?);
+    let [batch, q_heads, len, _] = dims(&whole.q);
+    let [_, kv_heads, keys, _] = dims(&whole.k);
+    if len != keys {
+        return Err(format!("{len} queries of {keys} keys"));
+    }
+    let mut calls = Problem::none();
+    let compress =
+        |layout: &Layout| Pool::new(layout.clone(), block).rule(PoolRule::Mean(Divisor::Block));
+    let (k_pool, v_pool) = (compress(&whole.k), compress(&whole.v));
+    let (k_layout, v_layout) = (k_pool.y.clone(), v_pool.y.clone());
+    let k_cmp = calls.call(k_pool, [(Slot::X, k.clone().into())]);
+    let v_cmp = calls.call(v_pool, [(Slot::X, v.clone().into())]);
+
+    // Each result comes out with its gate on it.
+    let gate = Layout::f32([batch, q_heads, len]);
+    let mut gates = Vec::new();
+    for name in ["g_cmp", "g_slc", "g_swa"] {
+        gates.push(given(reader, name)?);
+    }
+    let [g_cmp, g_slc, g_swa] = gates.try_into().map_err(|_| "three gates")?;
+    let complete = Mod::new(format!(
+        "fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {{
+            return (kv_index + 1u) * {block}u <= q_index + 1u;
+        }}"
+    ));
+    let scale = whole.effective_scale();
+    let compressed = Attention::new(whole.q.clone(), k_layout, v_layout)
+        .scale(scale)
+        .modified(complete)
+        .gate(gate.clone())
+        .with_lse();
+    let first = calls.call(
+        compressed.clone(),
+        [
+            (Slot::Q, q.clone().into()),
+            (Slot::K, Input::Output(k_cmp, Slot::Y)),
+            (Slot::V, Input::Output(v_cmp, Slot::Y)),
+            (Slot::Gate, g_cmp.into()),
+        ],
+    );
+    let weights = Weights::new(
+        compressed,
+        Statistic::Matrix {
+            stage: Stage::Weights,
+            heads: 0..q_heads,
+            rows: 0..len,
+        },
+    );
+    let weights_layout = weights.out.clone();
+    let weights = calls.call(
+        weights,
+        [
+            (Slot::Q, q.clone().into()),
+            (Slot::K, Input::Output(k_cmp, Slot::Y)),
+            (Slot::Lse, Input::Output(first, Slot::Lse)),
+        ],
+    );
+    let route = Route::new(weights_layout, most)
+        .group(q_heads / kv_heads)
+        .blocks(1, block)
+        .visible(Visible::Complete)
+        .own()
+        .with_bits();
+    let mask = bits(&route, block)?;
+    let route = calls.call(route, [(Slot::Scores, Input::Output(weights, Slot::Out))]);
+    let causal = Attention::new(whole.q.clone(), whole.k.clone(), whole.v.clone())
+        .scale(scale)
+        .causal(Causal::TopLeft)
+        .gate(gate);
+    let mut near = causal.clone();
+    near.window = window;
+    let qkv = || {
+        let all = [(Slot::Q, &q), (Slot::K, &k), (Slot::V, &v)];
+        all.map(|(slot, values)| (slot, Input::from(values.clone())))
+    };
+    let [selected, near] = [
+        (
+            causal.block_mask(mask),
+            vec![
+                (Slot::Gate, g_slc.into()),
+                (Slot::Blocks, Input::Output(route, Slot::Bits)),
+            ],
+        ),
+        (near, vec![(Slot::Gate, g_swa.into())]),
+    ]
+    .map(|(op, more)| calls.call(op, qkv().into_iter().chain(more)));
+    let sum = |calls: Vec<usize>| {
+        move |outputs: &Outputs| {
+            let mut sum: Vec<f32> = Vec::new();
+            for &call in &calls {
+                let o = outputs.of(call, Slot::O)?;
+                sum.resize(o.len(), 0.0);
+                for (sum, x) in sum.iter_mut().zip(o) {
+                    *sum += x;
+                }
+            }
+            Ok(sum)
+        }
+    };
+    Ok(calls
+        .expect_host("o", sum(vec![first, selected, near]))
+        .expect_of(k_cmp, Slot::Y, "k_cmp")
+        .expect_of(v_cmp, Slot::Y, "v_cmp")
+        .expect_of(first, Slot::O, "o_cmp")
+        .expect_host("o_slc_swa", sum(vec![selected, near]))
+        .expect_sets(
+            "block_indices",
+            move |outputs| listed(outputs, route, most),
+            |_, _| true,
+        ))
+}
+
 /// Loki: keys by the first channels of a rotation, attended in all channels.
 pub(super) fn loki(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let mut problem = AttentionProblem::of(reader, DType::F32)?;
@@ -306,9 +428,17 @@ pub(super) fn loki(reader: &mut Reader<'_>) -> Result<Problem, String> {
         problem.op.causal = Causal::TopLeft;
     }
     let mask = bits(&route, 1)?;
+    let list = route.indices.clone().ok_or("a route without a list")?;
     let route = calls.call(route, [(Slot::Scores, Input::Output(scores, Slot::Out))]);
-    problem.blocks(mask, Input::Output(route, Slot::Bits));
-    calls.then(problem.done());
+    // Over the list, and over bits that say the same.
+    let mut by_bits = AttentionProblem::of(reader, DType::F32)?;
+    by_bits.op = problem.op.clone();
+    by_bits.blocks(mask, Input::Output(route, Slot::Bits));
+    problem.op = problem.op.key_index(list, 1);
+    problem.bind(Slot::Index, Input::Output(route, Slot::Indices));
+    let over_list = calls.then(problem.done());
+    calls.then(by_bits.done());
+    let calls = calls.expect_of(over_list, Slot::O, "o");
     Ok(calls.expect(Slot::O, "o").expect_sets(
         "kept",
         move |outputs| listed(outputs, route, most),
