@@ -13,6 +13,7 @@ pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod flow_read;
+pub mod gather;
 pub mod hrr_attention;
 pub mod linear_attention;
 pub mod linear_attention_join;
@@ -168,6 +169,7 @@ registry! {
     top_k: TopK,
     top_k_groups: TopKGroups,
     top_k_gather: TopKGather,
+    gather: Gather,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -1,6 +1,7 @@
 //! What the tests on adapters share: the adapters, and one way to run an op and compare it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod bits;
 pub mod linear;
 
 use std::sync::OnceLock;
@@ -592,7 +593,8 @@ pub fn untouched_around(gpu: &Gpu, tensor: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn place_of(layout: &Layout, number: u64) -> u64 {
+/// Where a row-major element lies.
+pub fn place_of(layout: &Layout, number: u64) -> u64 {
     let mut rest = number;
     let mut at = layout.offset;
     for (len, stride) in layout.shape.iter().zip(&layout.strides).rev() {
