@@ -20,6 +20,10 @@ pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod linear_attention_step;
 pub mod loop_count;
+pub mod order_count;
+pub mod order_scan;
+pub mod order_scatter;
+pub mod order_starts;
 pub mod random_features;
 pub mod range_join;
 pub mod range_sums;
@@ -170,6 +174,10 @@ registry! {
     top_k_groups: TopKGroups,
     top_k_gather: TopKGather,
     gather: Gather,
+    order_count: OrderCount,
+    order_scan: OrderScan,
+    order_scatter: OrderScatter,
+    order_starts: OrderStarts,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -1,8 +1,8 @@
 //! Flow attention: sums over tokens, and what each token reads of them, in turn.
 
 use super::{
-    Outline, Tuning,
-    ranges::{Cut, Plan, SUM, Slice, Sums, Walk},
+    Outline, Schedule, Tuning,
+    ranges::{Cut, Plan, SUM, Slice, Sums, Walk, by_batch_and_head},
     small,
 };
 use crate::{
@@ -120,8 +120,10 @@ pub(super) fn outline(op: &FlowAttention, caps: &Caps, tuning: &Tuning) -> Resul
         op: op.clone().into(),
         caps,
         lens: [batch, heads],
+        lies: by_batch_and_head,
         floats: places.end,
         splits: cuts.state.ranges,
+        schedule: Schedule::Ranges,
         why: "sums over ranges of tokens are joined, and each token reads them",
     };
     plan.outline(|slice| build(op, &cuts, &places, slice))

@@ -1,8 +1,8 @@
 //! Attention of holographic reduced representations: the sum of keys times values, scores against it, and weights.
 
 use super::{
-    Outline, Tuning,
-    ranges::{Cut, Plan, SUM, Slice, Sums},
+    Outline, Schedule, Tuning,
+    ranges::{Cut, Plan, SUM, Slice, Sums, by_batch_and_head},
     small,
 };
 use crate::{
@@ -45,8 +45,10 @@ pub(super) fn outline(op: &HrrAttention, caps: &Caps, tuning: &Tuning) -> Result
         op: op.clone().into(),
         caps,
         lens: [batch, heads],
+        lies: by_batch_and_head,
         floats: totals + 1,
         splits: matrix.ranges,
+        schedule: Schedule::Ranges,
         why: "keys times values are summed over ranges of tokens; each value is compared with the sum's answer",
     };
     let f16 = op.q.dtype == DType::F16;

@@ -9,6 +9,7 @@ mod gather;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
+mod order;
 mod pool;
 mod random_features;
 mod ranges;

@@ -91,10 +91,13 @@ pub(super) struct Plan<'a> {
     pub caps: &'a Caps,
     /// Batch entries and heads.
     pub lens: [u64; 2],
+    /// How a tensor lies over them.
+    pub lies: fn(Slot, &Layout) -> Operand<2>,
     /// Floats of scratch per sequence.
     pub floats: u64,
     /// Ranges of the longest walk.
     pub splits: u64,
+    pub schedule: Schedule,
     pub why: &'a str,
 }
 
@@ -105,7 +108,7 @@ impl Plan<'_> {
         let alignment = u64::from(caps.storage_alignment);
         let limit = caps.max_binding_bytes;
         let tensors = self.op.tensors();
-        let operands: Vec<Operand<2>> = tensors.iter().map(|(s, l)| operand(*s, l)).collect();
+        let operands: Vec<Operand<2>> = tensors.iter().map(|(s, l)| (self.lies)(*s, l)).collect();
         let mut part = slice::fit(self.lens, &operands, limit, alignment)?;
         let bytes = |part: [u64; 2]| part.iter().product::<u64>().saturating_mul(self.floats * 4);
         while bytes(part) > limit.min(caps.max_buffer_bytes) {
@@ -115,8 +118,8 @@ impl Plan<'_> {
                     return Err(Error::unsupported(
                         format!("scratch of {} bytes for one head", bytes(part)),
                         format!("a binding holds {limit} bytes"),
-                        "ask for the adapter's own limits when you create the device, use fewer channels per \
-                         head, or fix fewer ranges (Tuning::splits)",
+                        "ask for the adapter's own limits when you create the device, use fewer tokens or \
+                         channels per head, or fix fewer ranges (Tuning::splits)",
                     ));
                 }
             }
@@ -147,7 +150,7 @@ impl Plan<'_> {
         }
         let scratch_bytes = bytes(part);
         Ok(Outline {
-            schedule: Schedule::Ranges,
+            schedule: self.schedule,
             why: self.why.into(),
             rejected: Vec::new(),
             splits: self.splits,
@@ -158,11 +161,11 @@ impl Plan<'_> {
     }
 }
 
-/// A tensor over batch entries and heads: one of four axes, or a mask, `[batch, seq]`.
-fn operand(slot: Slot, layout: &Layout) -> Operand<2> {
+/// A tensor over batch entries and heads: these are its first axes; or a mask, `[batch, seq]`.
+pub(super) fn by_batch_and_head(slot: Slot, layout: &Layout) -> Operand<2> {
     let axis = |axis: usize| layout.strides.get(axis).copied().unwrap_or(0);
     let (strides, own) = match layout.rank() {
-        4 => ([axis(0), axis(1)], 2),
+        3.. => ([axis(0), axis(1)], 2),
         _ => ([axis(0), 0], 1),
     };
     let along = layout.shape.iter().zip(&layout.strides).skip(own);

@@ -114,6 +114,14 @@ const SHARED: &[(&str, &str)] = &[
     ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
+        "order_digits",
+        include_str!("../../shaders/shared/order_digits.wgsl"),
+    ),
+    (
+        "order_keys",
+        include_str!("../../shaders/shared/order_keys.wgsl"),
+    ),
+    (
         "linear_tensors",
         include_str!("../../shaders/shared/linear_tensors.wgsl"),
     ),
