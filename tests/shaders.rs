@@ -15,6 +15,11 @@ use foveate::{
     Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures, Reach, Real, Rotary, Scan, ScanRule,
     Schedule, Scores, ShortConv, Similarity, Softmax, Stage, Statistic, TopK, Tuning, UpdateRule,
     Weights, Window,
+    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, ClusterUpdate, DType, Decay,
+    Denominator, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention, Layout,
+    LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures,
+    Reach, Real, Rotary, Scan, ScanRule, ScatterMean, Schedule, Scores, ShortConv, Similarity,
+    Softmax, Sort, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
@@ -22,6 +27,10 @@ use foveate::{
         flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic,
         linear_attention_step, loop_count, random_features, range_join, range_sums, rotary, scan,
         short_conv_state, top_k, top_k_gather,
+        cluster_assign, cluster_join, evict, flow_read, gather, hrr_attention,
+        linear_attention_join, linear_attention_quadratic, linear_attention_step, list_sums,
+        loop_count, order_count, order_scatter, order_starts, random_features, range_join,
+        range_sums, rotary, scan, short_conv_state,
     },
     plan::Outline,
 };
@@ -923,6 +932,42 @@ fn top_k_ops(into: &mut BTreeSet<Kernel>) {
     };
     let op = TopK::new(Layout::f32([1, 1 << 20]), 2);
     plan(op, &little, &Tuning::default(), into);
+/// Rows by an index, sorts with digits of all sizes, means of rows put back, clusters, and lists of kept keys.
+fn index_ops(into: &mut BTreeSet<Kernel>) {
+    let open = Tuning::default();
+    let numbers = |shape: &[u64]| Layout::new(DType::U32, shape.to_vec());
+    for dtype in [DType::F32, DType::F16, DType::U32] {
+        for dim in [5, 6, 8] {
+            let x = Layout::new(dtype, [2, 3, 9, dim]);
+            plan(Gather::new(x, numbers(&[2, 3, 7])), &caps(8), &open, into);
+        }
+    }
+    for lanes in [8, 32] {
+        for buckets in [1, 2, 7, 12, 30, 60, 100, 200, 1000, 2000, 20_000, 70_000] {
+            let sort = Sort::new(numbers(&[2, 3, 100]), buckets);
+            plan(sort.clone(), &caps(lanes), &open, into);
+            plan(sort.with_inverse().with_starts(), &caps(lanes), &open, into);
+            for (half, dim) in [(false, 5), (false, 8), (true, 5), (true, 8)] {
+                let x = Layout::new(float(half), [2, 3, 4, 9, dim]);
+                let mean = ScatterMean::new(x, numbers(&[2, 3, 4, 9]), buckets);
+                plan(mean, &caps(lanes), &open, into);
+                let x = Layout::new(float(half), [2, 3, 40, dim]);
+                let update = ClusterUpdate::new(x, Layout::f32([3, buckets, dim]), 0.9);
+                plan(update.clone(), &caps(lanes), &open, into);
+                plan(update.with_assigned(), &caps(lanes), &open, into);
+            }
+        }
+    }
+    for half in [false, true] {
+        let list = [numbers(&[2, 3, 70]), Layout::f32([2, 3, 70])];
+        let weight = Layout::new(float(half), [2, 6, 70]);
+        let [index, scores] = list;
+        let op = Evict::new(index, scores, weight);
+        for op in [op.clone(), op.in_place()] {
+            plan(op.clone(), &caps(8), &open, into);
+            plan(op.with_places(), &caps(8), &open, into);
+        }
+    }
 }
 
 fn kernels() -> Vec<Kernel> {
@@ -943,6 +988,7 @@ fn kernels() -> Vec<Kernel> {
     short_conv_ops(&mut set);
     scan_ops(&mut set);
     form_ops(&mut set);
+    index_ops(&mut set);
     set.extend([
         ceiling_fma::Variant {
             f16: false,
@@ -1260,6 +1306,18 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         }
         Kernel::ScanScores(_) => (scan::WORKGROUP, 0),
         Kernel::RangeSums(_) => (range_sums::WORKGROUP, 0),
+        Kernel::Gather(_) => (gather::WORKGROUP, 0),
+        Kernel::OrderCount(order_count::Variant { bits, .. })
+        | Kernel::OrderScatter(order_scatter::Variant { bits, .. }) => {
+            eq("DIGITS", module.constant("DIGITS"), 1 << bits)?;
+            (order_count::WORKGROUP, (4 << bits) * order_count::WORKGROUP)
+        }
+        Kernel::OrderScan(variant) => (variant.workgroup, 4 * variant.workgroup),
+        Kernel::OrderStarts(_) => (order_starts::WORKGROUP, 0),
+        Kernel::ListSums(_) => (list_sums::WORKGROUP, 0),
+        Kernel::ClusterAssign(_) => (cluster_assign::WORKGROUP, 0),
+        Kernel::ClusterJoin(_) => (cluster_join::WORKGROUP, 4 * cluster_join::WORKGROUP),
+        Kernel::Evict(_) => (evict::WORKGROUP, 12 * evict::WORKGROUP),
         Kernel::RangeJoin(_) => (range_join::WORKGROUP, 0),
         Kernel::FlowRead(variant) => {
             eq("UNITS", module.constant("UNITS"), variant.units)?;

@@ -12,6 +12,9 @@ pub mod ceiling_fma;
 pub mod ceiling_matrix;
 pub mod ceiling_stream;
 pub mod ceiling_workgroup;
+pub mod cluster_assign;
+pub mod cluster_join;
+pub mod evict;
 pub mod flow_read;
 pub mod gather;
 pub mod hrr_attention;
@@ -19,6 +22,7 @@ pub mod linear_attention;
 pub mod linear_attention_join;
 pub mod linear_attention_quadratic;
 pub mod linear_attention_step;
+pub mod list_sums;
 pub mod loop_count;
 pub mod order_count;
 pub mod order_scan;
@@ -174,6 +178,10 @@ registry! {
     top_k_groups: TopKGroups,
     top_k_gather: TopKGather,
     gather: Gather,
+    list_sums: ListSums,
+    cluster_assign: ClusterAssign,
+    cluster_join: ClusterJoin,
+    evict: Evict,
     order_count: OrderCount,
     order_scan: OrderScan,
     order_scatter: OrderScatter,

@@ -190,7 +190,7 @@ impl Evict {
         Ok(())
     }
 
-    pub(super) fn tensors(&self) -> Vec<(Slot, &Layout)> {
+    pub(crate) fn tensors(&self) -> Vec<(Slot, &Layout)> {
         let mut list = Vec::new();
         if !self.in_place {
             list.extend([(Slot::Index, &self.index), (Slot::Scores, &self.scores)]);

@@ -120,7 +120,7 @@ pub(super) fn outline(op: &FlowAttention, caps: &Caps, tuning: &Tuning) -> Resul
         op: op.clone().into(),
         caps,
         lens: [batch, heads],
-        lies: by_batch_and_head,
+        lies: &by_batch_and_head,
         floats: places.end,
         splits: cuts.state.ranges,
         schedule: Schedule::Ranges,

@@ -45,7 +45,7 @@ pub(super) fn outline(op: &HrrAttention, caps: &Caps, tuning: &Tuning) -> Result
         op: op.clone().into(),
         caps,
         lens: [batch, heads],
-        lies: by_batch_and_head,
+        lies: &by_batch_and_head,
         floats: totals + 1,
         splits: matrix.ranges,
         schedule: Schedule::Ranges,

@@ -4,6 +4,8 @@
 mod aft_full;
 mod attention;
 mod choose;
+mod cluster_update;
+mod evict;
 mod flow_attention;
 mod gather;
 mod hrr_attention;
@@ -17,6 +19,7 @@ mod rotary;
 mod route;
 mod route_scores;
 mod scan;
+mod scatter_mean;
 mod short_conv;
 mod slice;
 mod softmax;
@@ -247,6 +250,9 @@ impl Outline {
                     "compute it on the host",
                 ));
             }
+            Op::ScatterMean(op) => scatter_mean::outline(op, caps)?,
+            Op::ClusterUpdate(op) => cluster_update::outline(op, caps)?,
+            Op::Evict(op) => evict::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

@@ -92,7 +92,7 @@ pub(super) struct Plan<'a> {
     /// Batch entries and heads.
     pub lens: [u64; 2],
     /// How a tensor lies over them.
-    pub lies: fn(Slot, &Layout) -> Operand<2>,
+    pub lies: &'a dyn Fn(Slot, &Layout) -> Operand<2>,
     /// Floats of scratch per sequence.
     pub floats: u64,
     /// Ranges of the longest walk.
@@ -163,7 +163,10 @@ impl Plan<'_> {
 
 /// A tensor over batch entries and heads: these are its first axes; or a mask, `[batch, seq]`.
 pub(super) fn by_batch_and_head(slot: Slot, layout: &Layout) -> Operand<2> {
-    let axis = |axis: usize| layout.strides.get(axis).copied().unwrap_or(0);
+    let axis = |axis: usize| match layout.shape.get(axis) {
+        None | Some(1) => 0,
+        Some(_) => layout.strides.get(axis).copied().unwrap_or(0),
+    };
     let (strides, own) = match layout.rank() {
         3.. => ([axis(0), axis(1)], 2),
         _ => ([axis(0), 0], 1),
@@ -217,10 +220,15 @@ impl Slice<'_> {
 
     /// First element of a tensor in what is bound, and its strides; zeros of one that the op has not.
     pub fn places(&self, slot: Slot) -> [u32; 5] {
+        let (first, [a, b, c, d]) = self.axes(slot);
+        [first, a, b, c, d]
+    }
+
+    /// The same of a tensor with any number of axes.
+    pub fn axes<const AXES: usize>(&self, slot: Slot) -> (u32, [u32; AXES]) {
         let found = self.tensors.iter().find(|(other, ..)| *other == slot);
-        found.map_or([0; 5], |(_, layout, window)| {
-            let [a, b, c, d] = layout_places(layout);
-            [window.first, a, b, c, d]
+        found.map_or((0, [0; AXES]), |(_, layout, window)| {
+            (window.first, layout_places(layout))
         })
     }
 

@@ -19,7 +19,7 @@ pub(super) fn outline(op: &Sort, caps: &Caps) -> Result<Outline> {
         op: op.clone().into(),
         caps,
         lens: [batch, heads],
-        lies: by_batch_and_head,
+        lies: &by_batch_and_head,
         floats: order.end,
         splits: 1,
         schedule: Schedule::Rows,
