@@ -10,27 +10,19 @@ use std::{
 };
 
 use foveate::{
-    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, DType, Decay, Denominator, Error,
-    FeatureMap, FlowAttention, Guard, HrrAttention, Layout, LinearAttention, Local, LocalWeights,
-    Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures, Reach, Real, Rotary, Scan, ScanRule,
-    Schedule, Scores, ShortConv, Similarity, Softmax, Stage, Statistic, TopK, Tuning, UpdateRule,
-    Weights, Window,
     AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, ClusterUpdate, DType, Decay,
     Denominator, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention, Layout,
     LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures,
     Reach, Real, Rotary, Scan, ScanRule, ScatterMean, Schedule, Scores, ShortConv, Similarity,
-    Softmax, Sort, Stage, Statistic, Tuning, UpdateRule, Weights, Window,
+    Softmax, Sort, Stage, Statistic, TopK, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
         attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        flow_read, hrr_attention, linear_attention_join, linear_attention_quadratic,
-        linear_attention_step, loop_count, random_features, range_join, range_sums, rotary, scan,
-        short_conv_state, top_k, top_k_gather,
         cluster_assign, cluster_join, evict, flow_read, gather, hrr_attention,
         linear_attention_join, linear_attention_quadratic, linear_attention_step, list_sums,
         loop_count, order_count, order_scatter, order_starts, random_features, range_join,
-        range_sums, rotary, scan, short_conv_state,
+        range_sums, rotary, scan, short_conv_state, top_k, top_k_gather,
     },
     plan::Outline,
 };
@@ -932,6 +924,8 @@ fn top_k_ops(into: &mut BTreeSet<Kernel>) {
     };
     let op = TopK::new(Layout::f32([1, 1 << 20]), 2);
     plan(op, &little, &Tuning::default(), into);
+}
+
 /// Rows by an index, sorts with digits of all sizes, means of rows put back, clusters, and lists of kept keys.
 fn index_ops(into: &mut BTreeSet<Kernel>) {
     let open = Tuning::default();

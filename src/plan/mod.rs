@@ -243,7 +243,7 @@ impl Outline {
             Op::Gather(op) => gather::outline(op, caps)?,
             Op::Sort(op) => sort::outline(op, caps)?,
             Op::TopK(op) => top_k::outline(op, caps)?,
-            Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) | Op::TopP(_) => {
+            Op::TopP(_) => {
                 return Err(Error::unsupported(
                     "this op",
                     "it has no kernels yet",
