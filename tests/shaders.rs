@@ -1337,6 +1337,10 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("LANES", module.constant("LANES"), variant.lanes)?;
             (variant.workgroup, variant.workgroup_bytes())
         }
+        Kernel::TopKRows(variant) => {
+            eq("ROOM", module.constant("ROOM"), variant.room)?;
+            (variant.workgroup, 0)
+        }
         Kernel::TopKGather(_) => (top_k_gather::WORKGROUP, 0),
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");

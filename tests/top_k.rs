@@ -222,6 +222,19 @@ fn hostile_shapes() {
     }
 }
 
+/// Where rows are many, a software device gives each to one invocation.
+#[test]
+fn many_rows() {
+    for gpu in gpus() {
+        for (length, k) in [(1, 1), (5, 3), (64, 8), (301, 16), (3000, 9), (4096, 1)] {
+            let op = TopK::new(Layout::f32([19, length]), k);
+            check(gpu, &op);
+            check(gpu, &op.smallest().skip_hidden().unsorted());
+        }
+        check(gpu, &TopK::new(Layout::f32([8200, 8]), 4));
+    }
+}
+
 #[test]
 fn as_many_as_may_be() {
     for gpu in gpus() {

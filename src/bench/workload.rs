@@ -9,9 +9,9 @@ use std::time::Instant;
 use super::{Ceilings, Profile, Timing, cost, time};
 use crate::{
     Attention, Causal, DType, Decay, Error, FeatureMap, Gpu, Layout, LinearAttention, Mod, Op,
-    Plan, Reach, Result, Rotary, Schedule, Softmax, Tensor, Tuning, UpdateRule, Window,
+    Plan, Reach, Result, Rotary, Schedule, Softmax, Tensor, TopK, Tuning, UpdateRule, Window,
     ops::{Args, Slot},
-    reference::{self, AttentionInputs, LinearAttentionInputs, RotaryInputs},
+    reference::{self, AttentionInputs, LinearAttentionInputs, RotaryInputs, TopKRule},
 };
 
 const IDENTITY_MOD: &str =
@@ -33,6 +33,8 @@ pub enum Workload {
     Rotary(RotaryShape),
     /// Linear attention.
     LinearAttention(LinearAttentionShape),
+    /// Selection of the best elements of rows.
+    TopK(TopKShape),
 }
 
 /// Attention on contiguous tensors.
@@ -157,6 +159,24 @@ pub struct LinearAttentionShape {
     #[serde(default)]
     pub state: bool,
     /// Storage of q, k, v and o; the rest is f32.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
+/// The best elements along the last axis of a contiguous tensor, values and indices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopKShape {
+    /// What the row is called.
+    pub name: String,
+    /// Shape of the tensor.
+    pub shape: Vec<u64>,
+    /// How many are taken of each row.
+    pub k: u64,
+    /// Whether they stay in the order of their indices.
+    #[serde(default)]
+    pub unsorted: bool,
+    /// Storage.
     #[serde(default = "f32")]
     pub dtype: DType,
 }
@@ -309,6 +329,7 @@ impl Workload {
             Self::Softmax(shape) => &shape.name,
             Self::Rotary(shape) => &shape.name,
             Self::LinearAttention(shape) => &shape.name,
+            Self::TopK(shape) => &shape.name,
         }
     }
 
@@ -351,6 +372,14 @@ impl Workload {
                 op.into()
             }
             Self::LinearAttention(l) => l.op().into(),
+            Self::TopK(t) => {
+                let op = TopK::new(Layout::new(t.dtype, t.shape.clone()), t.k);
+                if t.unsorted {
+                    op.unsorted().into()
+                } else {
+                    op.into()
+                }
+            }
         }
     }
 
@@ -480,6 +509,10 @@ impl Workload {
                 format!("rotary {} {:?}{of}{pairs}", r.dtype, r.shape)
             }
             Self::LinearAttention(l) => l.describe(),
+            Self::TopK(t) => {
+                let order = if t.unsorted { " unsorted" } else { "" };
+                format!("top_k {} {:?} k {}{order}", t.dtype, t.shape, t.k)
+            }
         }
     }
 
@@ -519,7 +552,24 @@ impl Workload {
             .map(|data| data.iter().map(|&x| x.into()).collect())
             .collect();
         let mut state = Vec::new();
+        let mut indices = Vec::new();
         let values = match (&op, wide.as_slice()) {
+            (Op::TopK(op), _) => {
+                let rule = TopKRule {
+                    k: op.k as usize,
+                    largest: op.largest,
+                    sorted: op.sorted,
+                    skip_hidden: op.skip_hidden,
+                };
+                let length = op.x.shape.last().map_or(1, |&len| len as usize);
+                let mut values = Vec::new();
+                for row in inputs.iter().take(1).flat_map(|x| x.chunks(length)) {
+                    let (row_values, row_indices) = reference::top_k(row, length, &rule);
+                    values.extend(row_values.iter().map(|&x| f64::from(x)));
+                    indices.extend(row_indices);
+                }
+                values
+            }
             (Op::Attention(op), [q, k, v, rest @ ..]) => attention(op, [q, k, v], rest),
             (Op::LinearAttention(linear), [q, k, v, ..]) => {
                 let tensor = |wanted: Slot| {
@@ -584,6 +634,7 @@ impl Workload {
         Expected {
             values,
             state,
+            indices,
             // f64::max passes over NaN, from a reference of zeros.
             err_limit: (of_largest * largest / rms).max(of_rms),
         }
@@ -620,6 +671,8 @@ pub struct Expected {
     pub values: Vec<f64>,
     /// The state that is carried on, in f64; empty without one.
     pub state: Vec<f64>,
+    /// The indices beside the values of a selection; empty of other ops.
+    pub indices: Vec<u32>,
     /// The most that [`reference::error`] may be against them; see [`Row::err_limit`].
     pub err_limit: f64,
 }
@@ -777,6 +830,8 @@ const MOST_SETS: usize = 8;
 pub struct Tensors {
     inputs: Vec<(Slot, Tensor)>,
     output: (Slot, Tensor),
+    /// What else is written.
+    others: Vec<(Slot, Tensor)>,
 }
 
 impl Tensors {
@@ -800,7 +855,14 @@ impl Tensors {
             })
             .collect::<Result<Vec<_>>>()?;
         let (slot, layout) = output_of(op);
+        let others = op.tensors().into_iter().filter(|&(other, _)| {
+            op.is_output(other) && other != slot && inputs.iter().all(|(input, _)| *input != other)
+        });
+        let others = others
+            .map(|(slot, layout)| Ok((slot, gpu.allocate(layout.clone())?)))
+            .collect::<Result<Vec<_>>>()?;
         Ok(Self {
+            others,
             inputs,
             output: (slot, gpu.allocate(layout.clone())?),
         })
@@ -811,7 +873,7 @@ impl Tensors {
     /// # Errors
     /// As [`Plan::bind`].
     pub fn bind(&self, plan: &Plan) -> Result<crate::Call> {
-        let all = self.inputs.iter().chain([&self.output]);
+        let all = self.inputs.iter().chain([&self.output]).chain(&self.others);
         let args = Args(all.map(|(slot, tensor)| (*slot, tensor.view())).collect());
         plan.bind(args)
     }
@@ -824,6 +886,12 @@ impl Tensors {
     /// The error of the output, or of the state that is carried on where that is more.
     fn error(&self, gpu: &Gpu, expected: &Expected) -> Result<f64> {
         let output = reference::error(&gpu.download(self.output())?, &expected.values);
+        let indices = (self.others.iter()).find(|(slot, _)| *slot == Slot::Indices);
+        if let Some((_, indices)) = indices
+            && gpu.download_u32(indices)? != expected.indices
+        {
+            return Ok(f64::INFINITY);
+        }
         let state = (self.inputs.iter()).find(|(slot, _)| *slot == Slot::FinalState);
         match state {
             Some((_, state)) => {

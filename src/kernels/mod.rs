@@ -41,6 +41,7 @@ pub mod softmax;
 pub mod top_k;
 pub mod top_k_gather;
 pub mod top_k_groups;
+pub mod top_k_rows;
 
 mod attention;
 mod features;
@@ -186,6 +187,7 @@ registry! {
     order_scan: OrderScan,
     order_scatter: OrderScatter,
     order_starts: OrderStarts,
+    top_k_rows: TopKRows,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

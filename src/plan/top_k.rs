@@ -13,7 +13,7 @@ use crate::{
     kernels::{
         Kernel,
         top_k::{self, From, MOST_ROOM, To},
-        top_k_gather, top_k_groups,
+        top_k_gather, top_k_groups, top_k_rows,
     },
     ops::{Slot, TopK},
     tensor::{DType, Layout},
@@ -23,6 +23,10 @@ use crate::{
 const LONG: u64 = 8192;
 /// Rows of which more than this share is taken are not worth groups: one of so many.
 const LEAST_SHARE: u64 = 64;
+/// Rows from which a software device gives one to each invocation.
+const MANY_ROWS: u64 = 16;
+/// Rows up to which any device does.
+const SHORT: u64 = 256;
 /// Sizes of groups.
 const GROUPS: std::ops::RangeInclusive<u64> = 16..=1024;
 /// Bytes that an invocation of a software device reads in one stretch.
@@ -249,6 +253,7 @@ pub(super) fn outline(op: &TopK, caps: &Caps) -> Result<Outline> {
     }
     let why = match steps.first().map(|step| step.kernel) {
         Some(Kernel::TopKGroups(_)) => "rows are long: only their best groups are read twice",
+        Some(Kernel::TopKRows(_)) => "rows are short: each invocation keeps a sorted list",
         _ => "a workgroup per row counts keys by their bits",
     };
     Ok(Outline {
@@ -315,7 +320,126 @@ impl<'a> Builder<'a> {
             list: None,
             raw: true,
         };
-        self.solve(stage, None)
+        match self.by_rows() {
+            Some(variant) => self.rows_alone(&stage, variant),
+            None => self.solve(stage, None),
+        }
+    }
+
+    /// The variant that gives each invocation a row, where that pays. It does not depend on the block, so that all
+    /// blocks have what the smallest asks of scratch.
+    fn by_rows(&self) -> Option<top_k_rows::Variant> {
+        let selection = self.selection;
+        let rows: u64 = selection.rows.iter().product();
+        let longest = match self.caps.software {
+            true if rows >= MANY_ROWS => LONG,
+            _ => SHORT,
+        };
+        let room = small(selection.k.next_power_of_two());
+        if selection.length > longest.min(u64::from(self.caps.loop_budget) - 1)
+            || room > top_k_rows::MOST_ROOM
+            || self.selection.cuts_rows(self.caps)
+        {
+            return None;
+        }
+        // What begins at a multiple of four, in rows that do, and runs along.
+        let fours = |layout: &Layout| {
+            let rows = row_strides(layout, 1);
+            layout.strides.last() == Some(&1)
+                && layout.offset.is_multiple_of(4)
+                && rows.iter().all(|stride| stride.is_multiple_of(4))
+        };
+        let (rows_from, vec4) = match selection.source {
+            Source::Tensor(slot, layout) => (
+                if slot == Slot::X {
+                    From::X
+                } else {
+                    From::Scores
+                },
+                fours(layout) && selection.length.is_multiple_of(4),
+            ),
+            Source::Scratch { .. } => (From::Numbers, false),
+        };
+        let (indices, index_fours) = match selection.indices {
+            Target::Nowhere => (To::Nowhere, true),
+            Target::Tensor(layout) => (To::Indices, fours(layout)),
+            Target::Scratch { .. } => (To::Scratch, false),
+        };
+        let out4 =
+            selection.k.is_multiple_of(4) && index_fours && selection.values.is_none_or(fours);
+        let workgroup: u32 = match rows {
+            _ if !self.caps.software => 64,
+            ..1024 => 16,
+            ..8192 => 64,
+            _ => 256,
+        };
+        Some(top_k_rows::Variant {
+            workgroup: workgroup.min(1 << self.caps.max_invocations.max(1).ilog2()),
+            room,
+            rows: rows_from,
+            lens: selection.row_len.is_some(),
+            skip: selection.skip_hidden,
+            values: selection.values.is_some(),
+            indices,
+            sorted: selection.sorted || selection.k == 1,
+            vec4,
+            out4,
+            f16: self.f16(),
+        })
+    }
+
+    fn rows_alone(&mut self, stage: &Stage, variant: top_k_rows::Variant) -> Result<()> {
+        let mut params = top_k_rows::Params {
+            rows: small(self.rows),
+            length: small(stage.length),
+            k: small(self.selection.k),
+            flip: self.flip(),
+            worst: self.worst(),
+            size_1: small(self.block.len[1]),
+            size_2: small(self.block.len[2]),
+            ..top_k_rows::Params::default()
+        };
+        let mut ranges = Vec::new();
+        let p = &mut params;
+        [p.x_at, p.x_0, p.x_1, p.x_2, p.x_element] = self.source(stage, None, &mut ranges);
+        [p.len_at, p.len_0, p.len_1, p.len_2] = self.lens(&mut ranges);
+        if let Some(layout) = self.selection.values {
+            [
+                p.values_at,
+                p.values_0,
+                p.values_1,
+                p.values_2,
+                p.values_element,
+            ] = self.rows_of(Slot::Values, layout, &mut ranges);
+        }
+        [
+            p.indices_at,
+            p.indices_0,
+            p.indices_1,
+            p.indices_2,
+            p.indices_element,
+        ] = self.target(&mut ranges);
+        let scratch = stage.from.scratch() || variant.indices == To::Scratch;
+        let workgroups = self.rows.div_ceil(variant.workgroup.into());
+        self.push(variant.into(), ranges, scratch, params.bytes(), workgroups)
+    }
+
+    /// Where indices go: first place and strides.
+    fn target(&self, ranges: &mut Vec<Range>) -> [u32; 5] {
+        match self.selection.indices {
+            Target::Tensor(layout) => self.rows_of(Slot::Indices, layout, ranges),
+            Target::Scratch { at, stride } => self.dense(at, stride),
+            Target::Nowhere => [0; 5],
+        }
+    }
+
+    /// Bits of the value of a place that holds nothing.
+    fn worst(&self) -> u32 {
+        if self.selection.largest {
+            f32::NEG_INFINITY.to_bits()
+        } else {
+            f32::INFINITY.to_bits()
+        }
     }
 
     fn alloc(&mut self, floats: u64) -> u64 {
@@ -441,11 +565,6 @@ impl<'a> Builder<'a> {
         } else {
             0
         };
-        let infinity = if self.selection.largest {
-            f32::NEG_INFINITY
-        } else {
-            f32::INFINITY
-        };
         let (list_at, group) = stage.list.unwrap_or((0, 1));
         let mut params = top_k::Params {
             rows: small(self.rows),
@@ -454,7 +573,7 @@ impl<'a> Builder<'a> {
             k: small(k),
             places: small(places_count),
             flip: self.flip(),
-            worst: infinity.to_bits(),
+            worst: self.worst(),
             size_1: small(self.block.len[1]),
             size_2: small(self.block.len[2]),
             list_at: small(list_at),
@@ -484,11 +603,9 @@ impl<'a> Builder<'a> {
             p.indices_1,
             p.indices_2,
             p.indices_element,
-        ] = match (list, self.selection.indices) {
-            (Some(at), _) => self.dense(at, k),
-            (_, Target::Tensor(layout)) => self.rows_of(Slot::Indices, layout, &mut ranges),
-            (_, Target::Scratch { at, stride }) => self.dense(at, stride),
-            (_, Target::Nowhere) => [0; 5],
+        ] = match list {
+            Some(at) => self.dense(at, k),
+            None => self.target(&mut ranges),
         };
         let scratch = variant.uses_scratch();
         self.push(variant.into(), ranges, scratch, params.bytes(), self.rows)
