@@ -28,10 +28,13 @@ pub mod order_count;
 pub mod order_scan;
 pub mod order_scatter;
 pub mod order_starts;
+pub mod pool;
 pub mod random_features;
 pub mod range_join;
 pub mod range_sums;
 pub mod rotary;
+pub mod route_scores_subgroup;
+pub mod route_scores_tile;
 pub mod scan;
 pub mod scan_join;
 pub mod scan_scores;
@@ -45,9 +48,11 @@ pub mod top_k_rows;
 
 mod attention;
 mod features;
+mod route_scores;
 
 pub use attention::{AttentionIo, AttentionParams};
 pub use features::Feature;
+pub use route_scores::{ScoresIo, ScoresParams};
 
 use serde::{Deserialize, Serialize};
 
@@ -188,6 +193,9 @@ registry! {
     order_scatter: OrderScatter,
     order_starts: OrderStarts,
     top_k_rows: TopKRows,
+    pool: Pool,
+    route_scores_subgroup: RouteScoresSubgroup,
+    route_scores_tile: RouteScoresTile,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -126,6 +126,10 @@ const SHARED: &[(&str, &str)] = &[
         include_str!("../../shaders/shared/linear_tensors.wgsl"),
     ),
     (
+        "route_scores",
+        include_str!("../../shaders/shared/route_scores.wgsl"),
+    ),
+    (
         "scan_slots",
         include_str!("../../shaders/shared/scan_slots.wgsl"),
     ),

@@ -1,0 +1,607 @@
+//! Routing on every adapter, against the f64 references: pooling, scores, and the choice of blocks.
+
+mod common;
+
+use common::{gpus, name, place, untouched_around};
+use foveate::{
+    Blocks, Caps, DType, Divisor, Error, Gpu, Layout, Op, Pool, PoolRule, RouteScores, Schedule,
+    ScoreRule, Tensor, Tuning,
+    ops::{Args, Slot},
+    plan::Outline,
+    reference::{self, PoolInputs, RouteScoresInputs, noise},
+};
+
+const F32: f64 = 1e-5;
+const F16: f64 = 2e-3;
+
+/// How a tensor lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lie {
+    Contiguous,
+    /// `[batch, seq, heads, dim]`, padded and shifted.
+    Inside,
+    /// The last two axes exchanged.
+    Turned,
+}
+
+const LIES: [Lie; 3] = [Lie::Contiguous, Lie::Inside, Lie::Turned];
+
+fn layout(dtype: DType, [batch, heads, seq, dim]: [u64; 4], lie: Lie) -> Layout {
+    match lie {
+        Lie::Contiguous => Layout::new(dtype, [batch, heads, seq, dim]),
+        Lie::Inside => {
+            let row = dim + 3;
+            Layout::new(dtype, [batch, seq, heads, dim])
+                .with_strides([seq * heads * row, heads * row, row, 1])
+                .at(5)
+                .transposed(1, 2)
+        }
+        Lie::Turned => Layout::new(dtype, [batch, heads, dim, seq]).transposed(2, 3),
+    }
+}
+
+fn numbers(layout: &[u32]) -> Layout {
+    Layout::new(DType::U32, [layout.len() as u64])
+}
+
+/// Noise that the storage holds exactly.
+fn random(seed: u64, layout: &Layout) -> Vec<f32> {
+    let data = noise(seed, layout.elements() as usize).into_iter();
+    data.map(|x| match layout.dtype {
+        DType::F16 => half::f16::from_f32(x).to_f32(),
+        _ => x,
+    })
+    .collect()
+}
+
+fn wide(data: &[f32]) -> Vec<f64> {
+    data.iter().map(|&x| x.into()).collect()
+}
+
+/// Integers travel as the numbers of the same bits.
+fn bits(data: &[u32]) -> Vec<f32> {
+    data.iter().map(|&x| f32::from_bits(x)).collect()
+}
+
+fn as_f32(tensor: &Tensor) -> Tensor {
+    let mut layout = tensor.layout().clone();
+    if layout.dtype == DType::U32 {
+        layout.dtype = DType::F32;
+    }
+    tensor.with_layout(layout)
+}
+
+/// The outputs of an op on the device, integers as bits; nothing around them is touched, and all of them is written.
+fn outputs(
+    gpu: &Gpu,
+    op: &Op,
+    inputs: &[(Slot, Vec<f32>)],
+    tuning: &Tuning,
+) -> Vec<(Slot, Vec<f32>)> {
+    let plan = gpu
+        .engine()
+        .plan_with(op, tuning)
+        .unwrap_or_else(|error| panic!("{}: {error}: {op:?}", name(gpu)));
+    keeps_the_limits(plan.outline(), gpu.engine().caps());
+    let tensors: Vec<(Slot, Tensor)> = op
+        .tensors()
+        .into_iter()
+        .map(|(slot, layout)| {
+            let data = inputs.iter().find(|(other, _)| *other == slot);
+            let data = data.map(|(_, data)| data.as_slice()).unwrap_or_default();
+            assert!(op.is_output(slot) || data.len() as u64 == layout.elements());
+            (slot, place(gpu, layout.clone(), data).expect("fits"))
+        })
+        .collect();
+    let views = tensors.iter().map(|(slot, tensor)| (*slot, tensor.view()));
+    gpu.run(&plan.bind(Args(views.collect())).expect("binds"))
+        .expect("runs");
+    let written = tensors.iter().filter(|(slot, _)| op.is_output(*slot));
+    written
+        .map(|(slot, tensor)| {
+            let tensor = as_f32(tensor);
+            untouched_around(gpu, &tensor).expect("reads back");
+            (*slot, gpu.download(&tensor).expect("reads back"))
+        })
+        .collect()
+}
+
+fn keeps_the_limits(outline: &Outline, caps: &Caps) {
+    assert!(outline.scratch_bytes <= caps.max_buffer_bytes);
+    for step in &outline.steps {
+        let side = caps.max_workgroups;
+        assert!(step.grid.iter().all(|&n| (1..=side).contains(&n)));
+        assert!(step.kernel.supports(caps).is_ok(), "{:?}", step.kernel);
+        for range in &step.ranges {
+            assert!(range.offset.is_multiple_of(caps.storage_alignment.into()));
+            assert!(range.size > 0 && range.size <= caps.max_binding_bytes);
+            if range.slot == Slot::Scratch {
+                assert!(range.offset + range.size <= outline.scratch_bytes);
+            }
+        }
+    }
+}
+
+/// The same adapter, planned for as a device with other caps.
+fn with_caps(gpu: &Gpu, change: impl FnOnce(&mut Caps)) -> Gpu {
+    let mut caps = gpu.engine().caps().clone();
+    change(&mut caps);
+    let mut other = gpu.clone();
+    *other.engine_mut() = gpu.engine().clone().with_caps(caps);
+    other
+}
+
+fn halves(gpu: &Gpu) -> &'static [DType] {
+    if gpu.engine().caps().f16 {
+        &[DType::F32, DType::F16]
+    } else {
+        &[DType::F32]
+    }
+}
+
+// Pooling.
+
+/// Blocks as the reference has them, for each sequence.
+fn ranges(
+    blocks: &Blocks,
+    step: u64,
+    count: u64,
+    starts: &[u32],
+    sequences: usize,
+) -> Vec<Vec<(usize, usize)>> {
+    let count = count as usize;
+    (0..sequences)
+        .map(|sequence| match blocks {
+            Blocks::Size(size) => (0..count)
+                .map(|j| (j * step as usize, j * step as usize + *size as usize))
+                .collect(),
+            Blocks::Starts(layout) => {
+                // One list for all, or one for each sequence.
+                let own = if layout.rank() == 1 { 0 } else { sequence };
+                let list = &starts[own * (count + 1)..(own + 1) * (count + 1)];
+                list.windows(2)
+                    .map(|w| (w[0] as usize, (w[1] as usize).max(w[0] as usize)))
+                    .collect()
+            }
+        })
+        .collect()
+}
+
+fn check_pool(gpu: &Gpu, op: &Pool, starts: &[u32], lens: &[u32]) {
+    let [batch, heads, rows, channels] = [0, 1, 2, 3].map(|axis| op.x.shape[axis] as usize);
+    let x = random(1, &op.x);
+    let inputs = [
+        (Slot::X, x.clone()),
+        (Slot::BlockStarts, bits(starts)),
+        (Slot::KvLen, bits(lens)),
+    ];
+    let step = op.step.unwrap_or(match op.blocks {
+        Blocks::Size(size) => size,
+        Blocks::Starts(_) => 0,
+    });
+    let blocks = ranges(&op.blocks, step, op.y.shape[2], starts, batch * heads);
+    let lens: Vec<usize> = lens
+        .iter()
+        .flat_map(|&len| std::iter::repeat_n(len as usize, heads))
+        .collect();
+    let expected = reference::pool(&PoolInputs {
+        sequences: batch * heads,
+        rows,
+        channels,
+        x: &wide(&x),
+        blocks: &blocks,
+        block: match op.blocks {
+            Blocks::Size(size) => size as usize,
+            Blocks::Starts(_) => 0,
+        },
+        rule: op.rule,
+        normalise: op.normalise,
+        lens: &lens,
+    });
+    let op: Op = op.clone().into();
+    let got = outputs(gpu, &op, &inputs, &Tuning::default());
+    let [(_, y)] = &got[..] else {
+        panic!("one output")
+    };
+    let most = if op.tensors().iter().any(|(_, l)| l.dtype == DType::F16) {
+        F16
+    } else {
+        F32
+    };
+    let error = reference::error(y, &expected);
+    assert!(error <= most, "{}: {error:e}: {op:?}", name(gpu));
+}
+
+const RULES: [PoolRule; 5] = [
+    PoolRule::Mean(Divisor::Len),
+    PoolRule::Mean(Divisor::Block),
+    PoolRule::Mean(Divisor::SqrtLen),
+    PoolRule::Max,
+    PoolRule::Min,
+];
+
+#[test]
+fn pool_shapes() {
+    for gpu in gpus() {
+        let shapes = [
+            ([1, 1, 1, 1], 1),
+            ([2, 3, 7, 5], 3),
+            ([1, 2, 64, 64], 16),
+            ([2, 1, 67, 40], 16),
+            ([1, 1, 131, 256], 64),
+            ([1, 2, 13, 300], 13),
+            ([1, 1, 9, 3], 20),
+            ([1, 3, 257, 32], 1),
+        ];
+        for (number, (shape, block)) in shapes.into_iter().enumerate() {
+            for (rule, normalise) in RULES.into_iter().zip([false, true, false, false, true]) {
+                for &dtype in halves(gpu) {
+                    let x = layout(dtype, shape, LIES[number % 3]);
+                    let mut op = Pool::new(x, block).rule(rule);
+                    op.normalise = normalise;
+                    if number % 2 == 1 {
+                        let mut out = op.y.shape.clone();
+                        out.swap(2, 3);
+                        op = op.output(Layout::f32(out).transposed(2, 3).at(7));
+                    }
+                    check_pool(gpu, &op, &[], &[]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn pool_of_blocks_that_overlap_or_are_left_out() {
+    for gpu in gpus() {
+        let x = Layout::f32([1, 2, 70, 12]);
+        check_pool(gpu, &Pool::new(x.clone(), 32).step(16), &[], &[]);
+        check_pool(gpu, &Pool::new(x.clone(), 80).step(16), &[], &[]);
+        check_pool(gpu, &Pool::new(x.clone(), 3).step(10), &[], &[]);
+        // Blocks that begin inside the sequence and end past it.
+        let all = Pool::new(x.clone(), 32).step(16);
+        check_pool(
+            gpu,
+            &all.clone().output(Layout::f32([1, 2, 5, 12])),
+            &[],
+            &[],
+        );
+        check_pool(gpu, &all.output(Layout::f32([1, 2, 2, 12])), &[], &[]);
+    }
+}
+
+#[test]
+fn pool_of_blocks_from_a_tensor() {
+    for gpu in gpus() {
+        for (number, rule) in [RULES[0], RULES[2], RULES[3], RULES[4]]
+            .into_iter()
+            .enumerate()
+        {
+            let x = layout(DType::F32, [2, 2, 29, 12], LIES[number % 3]);
+            // With blocks of none, past the end, and falling.
+            let starts = [0, 4, 4, 5, 21, 29, 29, 40, 7, u32::MAX];
+            let op = Pool::by_starts(x.clone(), numbers(&starts)).rule(rule);
+            check_pool(gpu, &op, &starts, &[]);
+            check_pool(gpu, &op.clone().normalised(), &starts, &[]);
+            let op = op.kv_len(numbers(&[0; 2]));
+            check_pool(gpu, &op, &starts, &[0, 22]);
+            let own: Vec<u32> = (0..4).flat_map(|n| [n, 5 + n, 9 + 2 * n, 29]).collect();
+            let op = Pool::by_starts(x, Layout::new(DType::U32, [2, 2, 4])).rule(rule);
+            check_pool(gpu, &op, &own, &[]);
+        }
+    }
+}
+
+#[test]
+fn pool_of_lengths() {
+    for gpu in gpus() {
+        for rule in RULES {
+            let x = Layout::f32([4, 1, 33, 8]);
+            let op = Pool::new(x, 8).rule(rule).kv_len(numbers(&[0; 4]));
+            check_pool(gpu, &op, &[], &[0, 1, 17, u32::MAX]);
+        }
+    }
+}
+
+#[test]
+fn pool_in_slices() {
+    for gpu in gpus() {
+        let narrow = with_caps(gpu, |caps| caps.max_binding_bytes = 4 << 10);
+        let op = Pool::new(Layout::f32([2, 2, 131, 16]), 16);
+        check_pool(&narrow, &op, &[], &[]);
+        check_pool(
+            &narrow,
+            &op.clone().kv_len(numbers(&[0; 2])),
+            &[],
+            &[40, 130],
+        );
+        check_pool(&narrow, &op.clone().step(8), &[], &[]);
+        let plan = narrow.engine().plan(&op.into()).expect("plans");
+        assert!(plan.outline().steps.len() > 4);
+        let starts = [0, 3, 40, 50, 60];
+        let op = Pool::by_starts(Layout::f32([2, 2, 60, 16]), numbers(&starts));
+        check_pool(&narrow, &op, &starts, &[]);
+    }
+}
+
+#[test]
+fn pool_says_what_is_wrong() {
+    let plan =
+        |op: Pool| Outline::new(&op.into(), &Caps::minimum(), &Tuning::default()).map(|_| ());
+    let x = || Layout::f32([1, 2, 64, 8]);
+    let invalid =
+        |argument: &str, found: &str, remedy: &str| Err(Error::invalid(argument, found, remedy));
+    assert_eq!(
+        plan(Pool::new(x(), 0)),
+        invalid("blocks", "blocks of no positions", "give a size from 1")
+    );
+    assert_eq!(
+        plan(Pool::new(x(), 16).output(Layout::f32([1, 2, 5, 8]))),
+        invalid(
+            "y",
+            "5 blocks, and 4 begin inside 64 rows",
+            "give y at most 4 rows"
+        )
+    );
+    assert_eq!(
+        plan(Pool::by_starts(x(), Layout::new(DType::U32, [2, 2, 5]))),
+        invalid(
+            "block_starts",
+            "shape [2, 2, 5] where [5] or [1 or 1, 2 or 1, 5] is expected",
+            "give the start of each block, and the end of the last"
+        )
+    );
+    let starts = Layout::new(DType::U32, [5]);
+    let blocks = Pool::by_starts(x(), starts).rule(PoolRule::Mean(Divisor::Block));
+    assert_eq!(
+        plan(blocks),
+        invalid(
+            "rule",
+            "divides by the rows of a whole block, and block_starts gives each its own",
+            "divide by Len or SqrtLen"
+        )
+    );
+    assert_eq!(
+        plan(Pool::new(x(), 16).step(0)),
+        invalid("step", "0 rows", "give at least 1")
+    );
+    assert_eq!(
+        plan(Pool::new(Layout::f32([1, 1, 1 << 22, 4]), 1 << 20)),
+        Err(Error::unsupported(
+            "blocks of up to 1048576 rows of 4 channels",
+            "a kernel may loop 65535 times on this device, and takes 262157",
+            "pool shorter blocks and then their means, or measure the device's loop budget (Engine::measure)"
+        ))
+    );
+}
+
+// Scores.
+
+fn on(schedule: Schedule) -> Tuning {
+    Tuning {
+        schedule: Some(schedule),
+        ..Tuning::QUICK_START
+    }
+}
+
+fn check_scores(gpu: &Gpu, op: &RouteScores, tuning: &Tuning) {
+    let [batch, q_heads, rows, channels] = [0, 1, 2, 3].map(|axis| op.q.shape[axis] as usize);
+    let (q, k) = (random(1, &op.q), random(2, &op.k));
+    // Bounds below the upper ones.
+    let k_min: Option<Vec<f32>> = op.k_min.as_ref().map(|layout| {
+        let lower = random(3, layout).into_iter().zip(&k);
+        lower.map(|(x, &high)| x.min(high)).collect()
+    });
+    let weights = op.head_weights.as_ref().map(|layout| random(4, layout));
+    let (wide_min, wide_weights) = (k_min.as_deref().map(wide), weights.as_deref().map(wide));
+    let expected = reference::route_scores(&RouteScoresInputs {
+        batch,
+        q_heads,
+        kv_heads: op.k.shape[1] as usize,
+        rows,
+        columns: op.k.shape[2] as usize,
+        channels,
+        q: &wide(&q),
+        k: &wide(&k),
+        k_min: wide_min.as_deref(),
+        head_weights: wide_weights.as_deref(),
+        scale: op.scale.0.into(),
+        relu: op.relu,
+        sum_heads: op.sum_heads,
+    });
+    let inputs: Vec<_> = [
+        (Slot::Q, Some(q)),
+        (Slot::K, Some(k)),
+        (Slot::KMin, k_min),
+        (Slot::HeadWeights, weights),
+    ]
+    .into_iter()
+    .filter_map(|(slot, data)| data.map(|data| (slot, data)))
+    .collect();
+    let op: Op = op.clone().into();
+    let got = outputs(gpu, &op, &inputs, tuning);
+    let [(_, out)] = &got[..] else {
+        panic!("one output")
+    };
+    let error = reference::error(out, &expected);
+    assert!(error <= F32, "{}: {error:e}: {op:?}", name(gpu));
+}
+
+/// Rows, columns, channels and the heads of queries and keys.
+fn scores(
+    dtype: DType,
+    batch: u64,
+    heads: [u64; 2],
+    [rows, columns, channels]: [u64; 3],
+    lie: Lie,
+) -> RouteScores {
+    RouteScores::new(
+        layout(dtype, [batch, heads[0], rows, channels], lie),
+        layout(dtype, [batch, heads[1], columns, channels], lie),
+    )
+}
+
+/// The same with everything that an op may have, by the bits of a number.
+fn with_terms(mut op: RouteScores, terms: usize) -> RouteScores {
+    if terms & 1 != 0 {
+        op = op.clone().bounds(op.k);
+    }
+    if terms & 2 != 0 {
+        op = op.relu();
+    }
+    if terms & 4 != 0 {
+        let shape = op.q.shape[..3].to_vec();
+        op = op.head_weights(Layout::f32(shape));
+    }
+    if terms & 8 != 0 {
+        op = op.sum_heads();
+    }
+    op.scale(if terms & 2 != 0 { -0.5 } else { 0.3 })
+}
+
+const SCHEDULES: [Schedule; 2] = [Schedule::Subgroup, Schedule::Tile];
+
+fn schedules(gpu: &Gpu) -> &'static [Schedule] {
+    if gpu.engine().caps().fixed_subgroup().is_some() {
+        &SCHEDULES
+    } else {
+        &SCHEDULES[1..]
+    }
+}
+
+#[test]
+fn scores_of_shapes() {
+    for gpu in gpus() {
+        let shapes = [
+            [1, 1, 1],
+            [31, 33, 8],
+            [33, 31, 5],
+            [7, 129, 64],
+            [65, 4, 36],
+            [1, 67, 33],
+            [40, 30, 100],
+        ];
+        for &schedule in schedules(gpu) {
+            for (number, shape) in shapes.into_iter().enumerate() {
+                let heads = [[1, 1], [4, 2], [3, 1]][number % 3];
+                let lie = LIES[number / 2 % 3];
+                let mut op = scores(DType::F32, 2, heads, shape, lie);
+                if number % 2 == 1 {
+                    let mut out = op.out.shape.clone();
+                    out.swap(2, 3);
+                    op = op.output(Layout::f32(out).transposed(2, 3).at(3));
+                }
+                check_scores(gpu, &op, &on(schedule));
+            }
+        }
+        // More channels than lanes hold.
+        let op = scores(DType::F32, 1, [2, 1], [9, 10, 300], Lie::Contiguous);
+        check_scores(gpu, &op, &Tuning::default());
+        for &dtype in halves(gpu) {
+            let op = scores(dtype, 1, [2, 2], [70, 36, 64], Lie::Contiguous);
+            check_scores(gpu, &op, &Tuning::default());
+        }
+    }
+}
+
+#[test]
+fn scores_with_every_term() {
+    for gpu in gpus() {
+        for &schedule in schedules(gpu) {
+            for terms in 0..16 {
+                let lie = LIES[terms % 3];
+                let op = scores(DType::F32, 2, [6, 2], [35, 13 + terms as u64 % 4, 12], lie);
+                check_scores(gpu, &with_terms(op, terms), &on(schedule));
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_in_slices() {
+    for gpu in gpus() {
+        for &schedule in schedules(gpu) {
+            for terms in [0, 13, 14] {
+                for (bytes, budget) in [(4 << 10, 65_535), (1 << 20, 130), (2 << 10, 64)] {
+                    let budget = if schedule == Schedule::Tile {
+                        budget + 50
+                    } else {
+                        budget
+                    };
+                    let narrow = with_caps(gpu, |caps| {
+                        caps.max_binding_bytes = bytes;
+                        caps.loop_budget = budget;
+                    });
+                    let op = scores(DType::F32, 2, [6, 2], [40, 70, 16], Lie::Contiguous);
+                    check_scores(&narrow, &with_terms(op, terms), &on(schedule));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_say_what_is_wrong() {
+    let plan = |op: RouteScores| {
+        Outline::new(&op.into(), &Caps::minimum(), &Tuning::default()).map(|_| ())
+    };
+    let good = || scores(DType::F32, 1, [4, 2], [8, 8, 16], Lie::Contiguous);
+    assert_eq!(plan(good()), Ok(()));
+    let mut op = good();
+    op.rule = ScoreRule::Bounds;
+    assert_eq!(
+        plan(op),
+        Err(Error::invalid(
+            "k_min",
+            "is absent, and the rule is bounds",
+            "give lower bounds beside the upper ones in k"
+        ))
+    );
+    assert_eq!(
+        plan(scores(DType::F32, 1, [3, 2], [8, 8, 16], Lie::Contiguous)),
+        Err(Error::invalid(
+            "k",
+            "2 heads for 3 query heads",
+            "give a number of heads that divides the query heads"
+        ))
+    );
+    assert_eq!(
+        plan(good().head_weights(Layout::f32([1, 4, 7]))),
+        Err(Error::invalid(
+            "head_weights",
+            "shape [1, 4, 7] where [1, 4, 8] is expected",
+            "make it agree with the other tensors"
+        ))
+    );
+    assert_eq!(
+        plan(good().scale(f32::NAN)),
+        Err(Error::invalid("scale", "NaN", "give a finite number"))
+    );
+    assert_eq!(
+        plan(good().sum_heads().output(Layout::f32([1, 4, 8, 8]))),
+        Err(Error::invalid(
+            "out",
+            "shape [1, 4, 8, 8] where [1, 2, 8, 8] is expected",
+            "make it agree with the other tensors"
+        ))
+    );
+    let mut caps = Caps::minimum();
+    caps.loop_budget = 100;
+    assert_eq!(
+        Outline::new(&good().into(), &caps, &on(Schedule::Subgroup)).map(|_| ()),
+        Err(Error::unsupported(
+            "schedule subgroup",
+            "the device has no subgroup operations",
+            "leave the schedule open, or ask for tile"
+        ))
+    );
+    let op = scores(DType::F32, 1, [4, 2], [8, 8, 64], Lie::Contiguous);
+    assert_eq!(
+        Outline::new(&op.into(), &caps, &Tuning::default()).map(|_| ()),
+        Err(Error::unsupported(
+            "scores of 64 channels",
+            "a kernel may loop 100 times on this device, and takes 105",
+            "measure the device's loop budget (Engine::measure), or use fewer channels per head"
+        ))
+    );
+}
