@@ -4,11 +4,11 @@ mod common;
 
 use common::{gpus, name, place, untouched_around};
 use foveate::{
-    Blocks, Caps, DType, Divisor, Error, Gpu, Layout, Op, Pool, PoolRule, RouteScores, Schedule,
-    ScoreRule, Tensor, Tuning,
+    Blocks, Caps, DType, Divisor, Error, FirstQuery, Gpu, Keep, Layout, NONE, Op, Pool, PoolRule,
+    Real, Route, RouteMass, RouteScores, Schedule, ScoreRule, Tensor, Tuning, Visible,
     ops::{Args, Slot},
     plan::Outline,
-    reference::{self, PoolInputs, RouteScoresInputs, noise},
+    reference::{self, PoolInputs, RouteInputs, RouteScoresInputs, noise},
 };
 
 const F32: f64 = 1e-5;
@@ -603,5 +603,532 @@ fn scores_say_what_is_wrong() {
             "a kernel may loop 100 times on this device, and takes 105",
             "measure the device's loop budget (Engine::measure), or use fewer channels per head"
         ))
+    );
+}
+
+// Choices.
+
+/// What an op on the device reads beside scores.
+#[derive(Debug, Clone, Copy, Default)]
+struct Given<'a> {
+    row_starts: &'a [u32],
+    block_starts: &'a [u32],
+    lens: &'a [u32],
+    cu: &'a [u32],
+}
+
+/// Scores with few values, so that many are equal and sums are exact, and some that are no numbers.
+fn few_values(op: &Route) -> Vec<f32> {
+    let mut scores = noise(11, op.scores.elements() as usize);
+    scores
+        .iter_mut()
+        .for_each(|x| *x = (*x * 8.0).round() / 8.0);
+    let special = [
+        f32::NEG_INFINITY,
+        f32::NAN,
+        f32::INFINITY,
+        -0.0,
+        0.0,
+        -f32::NAN,
+    ];
+    for (number, x) in scores.iter_mut().enumerate() {
+        // Infinity and finite numbers are all the same in sums.
+        if number % 13 == 5 && !(op.group > 1 && number % 78 == 31) {
+            *x = special[number / 13 % special.len()];
+        }
+    }
+    scores
+}
+
+fn routed(op: &Route, scores: &[f32], given: Given<'_>) -> Vec<reference::Routed> {
+    let [batch, heads, rows, blocks] = [0, 1, 2, 3].map(|axis| op.scores.shape[axis] as usize);
+    let sequences = batch * heads / op.group as usize;
+    let size = |blocks: &Blocks| match blocks {
+        Blocks::Size(size) => *size,
+        Blocks::Starts(_) => 0,
+    };
+    let mut row_ranges = ranges(
+        &op.rows,
+        size(&op.rows),
+        rows as u64,
+        given.row_starts,
+        sequences,
+    );
+    for (sequence, rows) in row_ranges.iter_mut().enumerate() {
+        let origin = match op.first_query {
+            FirstQuery::At(at) => at as usize,
+            FirstQuery::BeforeEnd(back) => {
+                let len = given.lens[sequence * batch / sequences];
+                (len as usize).saturating_sub(back as usize)
+            }
+        };
+        for row in rows {
+            *row = (row.0 + origin, row.1 + origin);
+        }
+    }
+    let block_ranges = ranges(
+        &op.blocks,
+        size(&op.blocks),
+        blocks as u64,
+        given.block_starts,
+        sequences,
+    );
+    let usizes = |list: &[u32]| -> Vec<usize> { list.iter().map(|&n| n as usize).collect() };
+    reference::route(&RouteInputs {
+        batch,
+        heads,
+        group: op.group as usize,
+        rows,
+        blocks,
+        scores: &wide(scores),
+        keep: op.keep,
+        visible: op.visible,
+        own: op.own,
+        first: op.first as usize,
+        recent: op.recent as usize,
+        row_ranges: &row_ranges,
+        block_ranges: &block_ranges,
+        lens: &usizes(given.lens),
+        cu_seqlens: &usizes(given.cu),
+    })
+}
+
+fn check_route(gpu: &Gpu, op: &Route, scores: &[f32], given: Given<'_>) {
+    let scores: Vec<f32> = match op.scores.dtype {
+        DType::F16 => scores
+            .iter()
+            .map(|&x| half::f16::from_f32(x).to_f32())
+            .collect(),
+        _ => scores.to_vec(),
+    };
+    let expected = routed(op, &scores, given);
+    let inputs = [
+        (Slot::Scores, scores),
+        (Slot::RowStarts, bits(given.row_starts)),
+        (Slot::BlockStarts, bits(given.block_starts)),
+        (Slot::KvLen, bits(given.lens)),
+        (Slot::CuSeqlens, bits(given.cu)),
+    ];
+    let got = outputs(gpu, &op.clone().into(), &inputs, &Tuning::default());
+    let of = |slot| {
+        let found = got.iter().find(|(other, _)| *other == slot);
+        found.map(|(_, data)| -> Vec<u32> { data.iter().map(|x| x.to_bits()).collect() })
+    };
+    let (indices, counts, words) = (of(Slot::Indices), of(Slot::Counts), of(Slot::Bits));
+    let places = match op.keep {
+        Keep::TopK { k } => k,
+        Keep::TopP { max, .. } => max,
+    } as usize;
+    let words_each = op.scores.shape[3].div_ceil(32) as usize;
+    let (mut clear, mut all) = (0, 0);
+    for (row, expected) in expected.iter().enumerate() {
+        all += 1;
+        if expected.margin < 1e-5 && matches!(op.keep, Keep::TopP { .. }) {
+            continue;
+        }
+        clear += 1;
+        let what = || format!("{} row {row}: {op:?}", name(gpu));
+        if let Some(indices) = &indices {
+            let list = &indices[row * places..][..places];
+            let mut wanted: Vec<u32> = expected.blocks.iter().map(|&j| j as u32).collect();
+            wanted.resize(places, NONE);
+            assert_eq!(list, wanted, "{}", what());
+        }
+        if let Some(counts) = &counts {
+            assert_eq!(counts[row] as usize, expected.blocks.len(), "{}", what());
+        }
+        if let Some(words) = &words {
+            let mut wanted = vec![0u32; words_each];
+            for &j in &expected.blocks {
+                wanted[j / 32] |= 1 << (j % 32);
+            }
+            assert_eq!(
+                &words[row * words_each..][..words_each],
+                wanted,
+                "{}",
+                what()
+            );
+        }
+    }
+    assert!(2 * clear > all, "{clear} of {all} rows are clear: {op:?}");
+}
+
+fn top_k(scores: [u64; 4], k: u64) -> Route {
+    Route::new(Layout::f32(scores), k).with_counts().with_bits()
+}
+
+const VISIBLES: [Visible; 3] = [Visible::All, Visible::Causal, Visible::Complete];
+
+#[test]
+fn choices_of_every_kind() {
+    for gpu in gpus() {
+        let mut number = 0;
+        for visible in VISIBLES {
+            for own in [false, true] {
+                for (first, recent) in [(0, 0), (1, 0), (0, 2), (2, 3)] {
+                    for (block_q, block_kv) in [(1, 1), (1, 8), (8, 8), (16, 4), (4, 16), (5, 3)] {
+                        number += 1;
+                        let blocks = [33, 40, 7][number % 3];
+                        let mut op = top_k([2, 2, 9, blocks], 12).blocks(block_q, block_kv);
+                        op = op.visible(visible).forced(first, recent);
+                        op.own = own;
+                        if number % 2 == 0 {
+                            op = op.first_query(FirstQuery::At(number as u64 % 40));
+                        }
+                        check_route(gpu, &op, &few_values(&op), Given::default());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn choices_of_shapes() {
+    for gpu in gpus() {
+        for (shape, k) in [
+            ([1, 1, 1, 1], 1),
+            ([1, 1, 1, 1], 7),
+            ([1, 2, 65, 31], 1),
+            ([3, 1, 5, 129], 2),
+            ([1, 1, 3, 1000], 64),
+            ([2, 2, 67, 67], 25),
+            ([1, 1, 130, 64], 16),
+        ] {
+            let op = top_k(shape, k).visible(Visible::Causal).own();
+            check_route(gpu, &op, &few_values(&op), Given::default());
+            for lie in LIES {
+                for &dtype in halves(gpu) {
+                    let mut op = Route::new(layout(dtype, shape, lie), k);
+                    let list = op.indices.clone().expect("a list");
+                    let [b, h, m, places] = [0, 1, 2, 3].map(|axis| list.shape[axis]);
+                    op.indices = Some(layout(DType::U32, [b, h, m, places], lie));
+                    check_route(gpu, &op, &few_values(&op), Given::default());
+                    check_route(
+                        gpu,
+                        &op.clone().bits_only(),
+                        &few_values(&op),
+                        Given::default(),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn choices_by_groups_of_heads() {
+    for gpu in gpus() {
+        for group in [1, 2, 6] {
+            for blocks in [36, 35] {
+                let op = top_k([2, 6, 11, blocks], 5).group(group).blocks(4, 2);
+                let op = op.visible(Visible::Complete).own().forced(1, 0);
+                check_route(gpu, &op, &few_values(&op), Given::default());
+            }
+        }
+        // Sums past the largest number, and of infinities.
+        let op = top_k([1, 3, 1, 6], 3).group(3);
+        let (max, inf) = (f32::MAX, f32::INFINITY);
+        let scores = [
+            [-max, max, inf, 1.0, -max, 0.5],
+            [-max, max, -inf, f32::NAN, 1.0, 0.25],
+            [-max, max, 0.0, 2.0, 0.0, 0.125],
+        ];
+        let inputs = [(Slot::Scores, scores.as_flattened().to_vec())];
+        let got = outputs(gpu, &op.into(), &inputs, &Tuning::default());
+        let list: Vec<u32> = got[0].1.iter().map(|x| x.to_bits()).collect();
+        assert_eq!(list, [1, 4, 5], "{}", name(gpu));
+    }
+}
+
+#[test]
+fn choices_within_lengths() {
+    for gpu in gpus() {
+        for visible in VISIBLES {
+            for (block_q, block_kv) in [(1, 1), (1, 16), (8, 4)] {
+                let op = top_k([5, 2, 6, 20], 6).blocks(block_q, block_kv).own();
+                let op = op.visible(visible).forced(1, 2).kv_len(numbers(&[0; 5]));
+                let given = Given {
+                    lens: &[0, 1, 17, 3 * block_kv as u32, u32::MAX],
+                    ..Given::default()
+                };
+                check_route(gpu, &op, &few_values(&op), given);
+                let op = op.first_query(FirstQuery::BeforeEnd(6 * block_q));
+                let given = Given {
+                    lens: &[0, 1, 17, 65, 20 * block_kv as u32],
+                    ..given
+                };
+                check_route(gpu, &op, &few_values(&op), given);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_decoding_step_sees_its_partial_page() {
+    for gpu in gpus() {
+        let op = top_k([3, 4, 1, 9], 3)
+            .blocks(1, 16)
+            .visible(Visible::Causal);
+        let op = op
+            .own()
+            .kv_len(numbers(&[0; 3]))
+            .first_query(FirstQuery::BeforeEnd(1));
+        let given = Given {
+            lens: &[1, 33, 129],
+            ..Given::default()
+        };
+        let scores: Vec<f32> = few_values(&op);
+        check_route(gpu, &op, &scores, given);
+        let rows = routed(&op, &scores, given);
+        assert!(
+            rows.iter()
+                .zip([0, 2, 8].iter().flat_map(|n| [n; 4]))
+                .all(|(row, own)| row.blocks.contains(own))
+        );
+    }
+}
+
+#[test]
+fn choices_of_blocks_and_rows_from_tensors() {
+    for gpu in gpus() {
+        for visible in VISIBLES {
+            for own in [false, true] {
+                // With blocks and rows of none.
+                let (rows, blocks) = ([0, 3, 3, 10, 30, 41], [2, 2, 5, 9, 9, 9, 20, 28, 33]);
+                let mut op = top_k([2, 2, 5, 8], 4).visible(visible).forced(1, 1);
+                op.own = own;
+                op.rows = Blocks::Starts(numbers(&rows));
+                op.blocks = Blocks::Starts(numbers(&blocks));
+                let given = Given {
+                    row_starts: &rows,
+                    block_starts: &blocks,
+                    ..Given::default()
+                };
+                check_route(gpu, &op, &few_values(&op), given);
+                // One list for each sequence.
+                let own_lists: Vec<u32> = (0..4).flat_map(|n| blocks.map(|at| at + n)).collect();
+                op.blocks = Blocks::Starts(Layout::new(DType::U32, [2, 2, 9]));
+                op = op.kv_len(numbers(&[0; 2])).first_query(FirstQuery::At(2));
+                let given = Given {
+                    block_starts: &own_lists,
+                    lens: &[21, 40],
+                    ..given
+                };
+                check_route(gpu, &op, &few_values(&op), given);
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_sequences_keep_to_themselves() {
+    for gpu in gpus() {
+        // MoBA's chunks of 8 in sequences of 40, 1 and 26.
+        let cu = [0, 40, 41, 67];
+        let starts = [0, 8, 16, 24, 32, 40, 41, 49, 57, 65, 67];
+        for visible in VISIBLES {
+            let mut op = top_k([1, 2, 67, 10], 3).visible(visible).own().forced(1, 0);
+            op.blocks = Blocks::Starts(numbers(&starts));
+            op = op.packed(numbers(&cu));
+            let given = Given {
+                block_starts: &starts,
+                cu: &cu,
+                ..Given::default()
+            };
+            check_route(gpu, &op, &few_values(&op), given);
+            // Blocks of a size that sequences cut, sequences of none, and rows past the last.
+            let cu = [3, 3, 20, 20, 43];
+            let op = top_k([1, 2, 50, 13], 3).blocks(1, 4).visible(visible).own();
+            let op = op.packed(numbers(&cu));
+            let given = Given {
+                cu: &cu,
+                ..Given::default()
+            };
+            check_route(gpu, &op, &few_values(&op), given);
+        }
+    }
+}
+
+#[test]
+fn choices_by_mass() {
+    for gpu in gpus() {
+        for mass in [RouteMass::Softmax, RouteMass::Given] {
+            for p in [0.05, 0.5, 0.9, 1.0] {
+                for (min, max) in [(0, 1), (1, 20), (5, 40), (0, 64)] {
+                    let op = top_k([1, 2, 17, 45], 1).keep(Keep::TopP {
+                        p: Real(p),
+                        mass,
+                        min,
+                        max,
+                    });
+                    let scores = few_values(&op);
+                    let scores: Vec<f32> = scores
+                        .iter()
+                        .map(|x| if *x == f32::INFINITY { 3.0 } else { *x })
+                        .collect();
+                    check_route(gpu, &op, &scores, Given::default());
+                    if max >= 20 {
+                        let op = op.visible(Visible::Causal).own().forced(2, 3).blocks(3, 2);
+                        check_route(gpu, &op, &scores, Given::default());
+                    }
+                }
+            }
+        }
+        // Nothing but what is forced is worth anything, or nothing at all.
+        let op = top_k([1, 1, 8, 8], 1).keep(Keep::TopP {
+            p: Real(0.9),
+            mass: RouteMass::Softmax,
+            min: 2,
+            max: 4,
+        });
+        let hidden = [f32::NEG_INFINITY; 64];
+        check_route(gpu, &op, &hidden, Given::default());
+        check_route(
+            gpu,
+            &op.visible(Visible::Causal).own(),
+            &hidden,
+            Given::default(),
+        );
+    }
+}
+
+#[test]
+fn choices_in_slices() {
+    for gpu in gpus() {
+        for bytes in [1 << 10, 4 << 10] {
+            let narrow = with_caps(gpu, |caps| caps.max_binding_bytes = bytes);
+            let op = top_k([2, 4, 37, 50], 6)
+                .visible(Visible::Causal)
+                .own()
+                .group(2);
+            let op = op.blocks(3, 2).kv_len(numbers(&[0; 2]));
+            let given = Given {
+                lens: &[70, 100],
+                ..Given::default()
+            };
+            check_route(&narrow, &op, &few_values(&op), given);
+            let plan = narrow.engine().plan(&op.into()).expect("plans");
+            assert!(plan.outline().steps.len() > 4);
+        }
+    }
+}
+
+#[test]
+fn choices_say_what_is_wrong() {
+    let plan =
+        |op: Route| Outline::new(&op.into(), &Caps::minimum(), &Tuning::default()).map(|_| ());
+    let good = || top_k([1, 4, 8, 8], 3);
+    let invalid =
+        |argument: &str, found: &str, remedy: &str| Err(Error::invalid(argument, found, remedy));
+    assert_eq!(plan(good()), Ok(()));
+    assert_eq!(
+        plan(good().group(3)),
+        invalid(
+            "group",
+            "3 of 4 heads",
+            "give a number from 1 that divides the heads of the scores"
+        )
+    );
+    assert_eq!(
+        plan(top_k([1, 1, 8, 8], 0)),
+        invalid("k", "0", "give 1 to 4096")
+    );
+    assert_eq!(
+        plan(top_k([1, 1, 8, 8], 5000)),
+        invalid("k", "5000", "give 1 to 4096")
+    );
+    assert_eq!(
+        plan(good().own().forced(2, 2)),
+        invalid(
+            "k",
+            "3, and up to 4 blocks are forced (own, first, recent)",
+            "give at least 4, or force fewer"
+        )
+    );
+    assert_eq!(plan(good().own().forced(2, 0)), Ok(()));
+    assert_eq!(
+        plan(good().blocks(8, 2).own()),
+        invalid(
+            "k",
+            "3, and up to 4 blocks are forced (own, first, recent)",
+            "give at least 4, or force fewer"
+        )
+    );
+    assert_eq!(
+        plan(good().first_query(FirstQuery::BeforeEnd(1))),
+        invalid(
+            "first_query",
+            "counts from the end of the keys, and there is no kv_len",
+            "give kv_len, or a position, as FirstQuery::At"
+        )
+    );
+    let packed = good().kv_len(numbers(&[0])).packed(numbers(&[0; 3]));
+    assert_eq!(
+        plan(packed.first_query(FirstQuery::BeforeEnd(1))),
+        invalid(
+            "first_query",
+            "counts from the end of a batch entry, whose sequences are packed",
+            "give a position, as FirstQuery::At"
+        )
+    );
+    assert_eq!(
+        plan(good().packed(numbers(&[0]))),
+        invalid(
+            "cu_seqlens",
+            "shape [1]",
+            "give [sequences + 1] numbers: where each sequence begins, and where the last ends"
+        )
+    );
+    let mut none = good();
+    none.indices = None;
+    none.counts = None;
+    none.bits = None;
+    assert_eq!(
+        plan(none),
+        invalid(
+            "indices",
+            "no output is asked for",
+            "ask for indices, counts or bits"
+        )
+    );
+    let share = |p, min| {
+        plan(good().keep(Keep::TopP {
+            p: Real(p),
+            mass: RouteMass::Softmax,
+            min,
+            max: 4,
+        }))
+    };
+    assert_eq!(share(0.5, 1), Ok(()));
+    assert_eq!(
+        share(0.0, 1),
+        invalid("p", "0", "give a share above 0 and at most 1")
+    );
+    assert_eq!(
+        share(f32::NAN, 1),
+        invalid("p", "NaN", "give a share above 0 and at most 1")
+    );
+    assert_eq!(
+        share(0.5, 5),
+        invalid("min", "5 where max is 4", "give at most max")
+    );
+    assert_eq!(
+        plan(good().blocks(1, 1 << 30)),
+        Err(Error::unsupported(
+            "blocks: 8 blocks of 1073741824 positions",
+            "positions are counted to 2147483648",
+            "split the sequence"
+        ))
+    );
+    let mut op = good();
+    op.bits = Some(Layout::new(DType::U32, [1, 4, 8, 2]));
+    assert_eq!(
+        plan(op),
+        invalid(
+            "bits",
+            "shape [1, 4, 8, 2] where [1, 4, 8, 1] is expected",
+            "make it agree with the other tensors"
+        )
     );
 }

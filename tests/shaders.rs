@@ -26,6 +26,10 @@ use foveate::{
     },
     plan::Outline,
 };
+use foveate::{
+    Blocks, Divisor, Keep, Pool, PoolRule, Route, RouteMass, RouteScores, Visible,
+    kernels::{ROUTE_WORKGROUP, pool, route_scores_subgroup, route_scores_tile},
+};
 use naga::{
     AddressSpace, StorageAccess,
     back::{hlsl, msl, spv},
@@ -964,9 +968,91 @@ fn index_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
+/// Pooling, scores and choices, with every flag that their kernels have.
+fn route_ops(into: &mut BTreeSet<Kernel>) {
+    let numbers = |shape: &[u64]| Layout::new(DType::U32, shape.to_vec());
+    let rules = [PoolRule::Mean(Divisor::Len), PoolRule::Max, PoolRule::Min];
+    for bits in 0..64u32 {
+        let has = |bit: u32| bits >> bit & 1 != 0;
+        for rule in rules {
+            for channels in [1, 12, 64, 300] {
+                let x = Layout::new(float(has(0)), [2, 2, 33, channels]);
+                let mut op = if has(1) {
+                    Pool::by_starts(x, numbers(&[5]))
+                } else {
+                    Pool::new(x, 8)
+                };
+                op = op.rule(rule);
+                op.normalise = has(2);
+                if has(3) {
+                    op = op.kv_len(numbers(&[2]));
+                }
+                if has(4) {
+                    op.x = op.x.at(1);
+                }
+                op.y.dtype = float(has(5));
+                plan(op, &caps(8), &Tuning::default(), into);
+            }
+        }
+        for schedule in [Schedule::Subgroup, Schedule::Tile] {
+            for channels in [5, 12, 64] {
+                let x = |heads, rows| Layout::new(float(has(0)), [1, heads, rows, channels]);
+                let mut op = RouteScores::new(x(4, 9), x(2, if has(5) { 8 } else { 7 }));
+                if has(1) {
+                    op = op.clone().bounds(op.k);
+                }
+                op.relu = has(2);
+                if has(3) {
+                    op = op.head_weights(Layout::f32([1, 4, 9]));
+                }
+                if has(4) {
+                    op = op.sum_heads();
+                }
+                let tuning = Tuning {
+                    schedule: Some(schedule),
+                    ..Tuning::default()
+                };
+                plan(op, &caps(8), &tuning, into);
+            }
+        }
+        for k in [1, 3, 64] {
+            let scores = Layout::new(float(has(0)), [2, 4, 9, if has(1) { 40 } else { 33 }]);
+            let mut op = Route::new(scores, k).visible(Visible::Causal).own();
+            if k > 1 && has(2) {
+                op = op.keep(Keep::TopP {
+                    p: Real(0.9),
+                    mass: if k == 3 {
+                        RouteMass::Given
+                    } else {
+                        RouteMass::Softmax
+                    },
+                    min: 1,
+                    max: k,
+                });
+            }
+            if has(3) {
+                op = op.with_counts().with_bits();
+            }
+            if has(4) {
+                op.rows = Blocks::Starts(numbers(&[10]));
+                op.blocks = Blocks::Starts(numbers(&[2, 1, op.scores.shape[3] + 1]));
+            }
+            if has(5) {
+                op = op.kv_len(numbers(&[2])).packed(numbers(&[3]));
+            }
+            let caps = Caps {
+                max_storage_buffers: 8,
+                ..caps(8)
+            };
+            plan(op, &caps, &Tuning::default(), into);
+        }
+    }
+}
+
 fn kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     top_k_ops(&mut set);
+    route_ops(&mut set);
     random_features_ops(&mut set);
     linear_quadratic_ops(&mut set);
     weights_ops(&mut set);
@@ -1322,6 +1408,34 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
                 eq("LANES", module.constant("LANES"), lanes)?;
             }
             (hrr_attention::WORKGROUP, variant.workgroup_bytes())
+        }
+        Kernel::Pool(variant) => {
+            eq("LANES", module.constant("LANES"), variant.lanes)?;
+            let memory = if variant.normalise {
+                4 * pool::WORKGROUP
+            } else {
+                0
+            };
+            (pool::WORKGROUP, memory)
+        }
+        Kernel::RouteScoresSubgroup(variant) => {
+            for (name, rust) in [
+                ("SUBGROUP", variant.subgroup),
+                ("ROWS", variant.rows),
+                ("D4", variant.d4),
+                ("COLUMNS", route_scores_subgroup::COLUMNS),
+            ] {
+                eq(name, module.constant(name), rust)?;
+            }
+            (variant.subgroup, 0)
+        }
+        Kernel::RouteScoresTile(variant) => {
+            eq("TILE", module.constant("TILE"), route_scores_tile::TILE)?;
+            (route_scores_tile::THREADS, variant.workgroup_bytes())
+        }
+        Kernel::RouteRows(variant) => {
+            eq("K", module.constant("K"), variant.places)?;
+            (ROUTE_WORKGROUP, 0)
         }
         Kernel::AftFull(_) => {
             eq("ROWS", module.constant("ROWS"), aft_full::ROWS)?;

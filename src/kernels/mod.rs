@@ -33,6 +33,7 @@ pub mod random_features;
 pub mod range_join;
 pub mod range_sums;
 pub mod rotary;
+pub mod route_rows;
 pub mod route_scores_subgroup;
 pub mod route_scores_tile;
 pub mod scan;
@@ -48,10 +49,12 @@ pub mod top_k_rows;
 
 mod attention;
 mod features;
+mod route;
 mod route_scores;
 
 pub use attention::{AttentionIo, AttentionParams};
 pub use features::Feature;
+pub use route::{ROUTE_WORKGROUP, RouteIo, RouteOutputs, RouteParams};
 pub use route_scores::{ScoresIo, ScoresParams};
 
 use serde::{Deserialize, Serialize};
@@ -194,6 +197,7 @@ registry! {
     order_starts: OrderStarts,
     top_k_rows: TopKRows,
     pool: Pool,
+    route_rows: RouteRows,
     route_scores_subgroup: RouteScoresSubgroup,
     route_scores_tile: RouteScoresTile,
     ceiling_fma: CeilingFma,

@@ -19,6 +19,12 @@ pub struct Variant {
 }
 
 impl Variant {
+    /// Workgroup memory, in bytes.
+    pub fn workgroup_bytes(&self) -> u32 {
+        let arrays = 2 + u32::from(self.io.bounds);
+        4 * arrays * TILE * (TILE + 1)
+    }
+
     /// Loop iterations for a summed head, those of all loops within counted.
     pub fn iterations(channels: u64) -> u64 {
         let loads = u64::from(TILE * TILE / THREADS);
@@ -32,8 +38,7 @@ impl super::Variant for Variant {
     }
 
     fn supports(&self, caps: &Caps) -> Result<(), String> {
-        let arrays = 2 + u32::from(self.io.bounds);
-        let bytes = 4 * arrays * TILE * (TILE + 1);
+        let bytes = self.workgroup_bytes();
         if caps.workgroup_bytes < bytes {
             return Err(format!(
                 "{bytes} bytes of workgroup memory, and the device has {}",

@@ -60,7 +60,8 @@ pub enum RouteMass {
 pub enum FirstQuery {
     /// At this position.
     At(u64),
-    /// So many positions before the end of each batch entry's keys, which `kv_len` says: 1 for a step of decoding.
+    /// So many positions before the end of each batch entry's keys, which `kv_len` says, or at 0 where there are fewer:
+    /// 1 for a step of decoding.
     BeforeEnd(u64),
 }
 

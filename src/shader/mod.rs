@@ -125,6 +125,7 @@ const SHARED: &[(&str, &str)] = &[
         "linear_tensors",
         include_str!("../../shaders/shared/linear_tensors.wgsl"),
     ),
+    ("route", include_str!("../../shaders/shared/route.wgsl")),
     (
         "route_scores",
         include_str!("../../shaders/shared/route_scores.wgsl"),
