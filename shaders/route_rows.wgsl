@@ -80,7 +80,8 @@ fn main(
         }
         total += all_of_four;
     }
-    let enough = params.p * total;
+    // All of it is all of them, whatever rounding says.
+    let enough = select(params.p * total, bitcast<f32>(LARGEST), params.p >= 1.0);
     var wanted = 0u;
     var there = 0u;
     //@unroll

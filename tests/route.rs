@@ -508,7 +508,7 @@ fn scores_of_shapes() {
 fn scores_with_every_term() {
     for gpu in gpus() {
         for &schedule in schedules(gpu) {
-            for terms in 0..16 {
+            for terms in [0, 1, 2, 4, 8, 13, 14, 15] {
                 let lie = LIES[terms % 3];
                 let op = scores(DType::F32, 2, [6, 2], [35, 13 + terms as u64 % 4, 12], lie);
                 check_scores(gpu, &with_terms(op, terms), &on(schedule));
@@ -723,7 +723,7 @@ fn check_route(gpu: &Gpu, op: &Route, scores: &[f32], given: Given<'_>) {
     let (mut clear, mut all) = (0, 0);
     for (row, expected) in expected.iter().enumerate() {
         all += 1;
-        if expected.margin < 1e-5 && matches!(op.keep, Keep::TopP { .. }) {
+        if expected.share_margin < 1e-5 {
             continue;
         }
         clear += 1;
@@ -837,7 +837,7 @@ fn choices_by_groups_of_heads() {
         let inputs = [(Slot::Scores, scores.as_flattened().to_vec())];
         let got = outputs(gpu, &op.into(), &inputs, &Tuning::default());
         let list: Vec<u32> = got[0].1.iter().map(|x| x.to_bits()).collect();
-        assert_eq!(list, [1, 4, 5], "{}", name(gpu));
+        assert_eq!(list, [0, 1, 5], "{}", name(gpu));
     }
 }
 
@@ -994,9 +994,67 @@ fn choices_by_mass() {
 }
 
 #[test]
+fn long_lists_and_long_rows() {
+    for gpu in gpus() {
+        for visible in VISIBLES {
+            let op = top_k([2, 4, 7, 150], 100).visible(visible).group(2).own();
+            let op = op.blocks(20, 3).forced(2, 5).kv_len(numbers(&[0; 2]));
+            let given = Given {
+                lens: &[420, 77],
+                ..Given::default()
+            };
+            check_route(gpu, &op, &few_values(&op), given);
+        }
+        for (shape, k) in [
+            ([1, 1, 3, 90], 4096),
+            ([1, 2, 1, 4099], 7),
+            ([1, 1, 2, 70_001], 80),
+        ] {
+            let op = top_k(shape, k);
+            check_route(gpu, &op, &few_values(&op), Given::default());
+            check_route(
+                gpu,
+                &op.clone().bits_only(),
+                &few_values(&op),
+                Given::default(),
+            );
+            check_route(
+                gpu,
+                &Route::new(op.scores.clone(), k),
+                &few_values(&op),
+                Given::default(),
+            );
+        }
+        for mass in [RouteMass::Softmax, RouteMass::Given] {
+            for (p, min) in [(0.3, 1), (0.95, 70), (1.0, 0)] {
+                let op = top_k([1, 2, 9, 210], 1).keep(Keep::TopP {
+                    p: Real(p),
+                    mass,
+                    min,
+                    max: 130,
+                });
+                let mut scores = few_values(&op);
+                scores.iter_mut().for_each(|x| *x = x.min(3.0));
+                check_route(gpu, &op, &scores, Given::default());
+                let op = op.visible(Visible::Causal).own().forced(1, 2).blocks(64, 4);
+                check_route(gpu, &op, &scores, Given::default());
+            }
+        }
+        let narrow = with_caps(gpu, |caps| caps.max_binding_bytes = 16 << 10);
+        let op = top_k([2, 2, 19, 150], 80)
+            .visible(Visible::Causal)
+            .own()
+            .blocks(8, 1);
+        check_route(&narrow, &op, &few_values(&op), Given::default());
+        let plan = narrow.engine().plan(&op.into()).expect("plans");
+        assert!(plan.outline().steps.len() > 8);
+    }
+}
+
+#[test]
 fn choices_in_slices() {
     for gpu in gpus() {
-        for bytes in [1 << 10, 4 << 10] {
+        for bytes in [9 << 10, 12 << 10] {
             let narrow = with_caps(gpu, |caps| caps.max_binding_bytes = bytes);
             let op = top_k([2, 4, 37, 50], 6)
                 .visible(Visible::Causal)

@@ -28,7 +28,7 @@ use foveate::{
 };
 use foveate::{
     Blocks, Divisor, Keep, Pool, PoolRule, Route, RouteMass, RouteScores, Visible,
-    kernels::{ROUTE_WORKGROUP, pool, route_scores_subgroup, route_scores_tile},
+    kernels::{ROUTE_WORKGROUP, pool, route_lists, route_scores_subgroup, route_scores_tile},
 };
 use naga::{
     AddressSpace, StorageAccess,
@@ -974,54 +974,52 @@ fn route_ops(into: &mut BTreeSet<Kernel>) {
     let rules = [PoolRule::Mean(Divisor::Len), PoolRule::Max, PoolRule::Min];
     for bits in 0..64u32 {
         let has = |bit: u32| bits >> bit & 1 != 0;
-        for rule in rules {
-            for channels in [1, 12, 64, 300] {
-                let x = Layout::new(float(has(0)), [2, 2, 33, channels]);
-                let mut op = if has(1) {
-                    Pool::by_starts(x, numbers(&[5]))
-                } else {
-                    Pool::new(x, 8)
-                };
-                op = op.rule(rule);
-                op.normalise = has(2);
-                if has(3) {
-                    op = op.kv_len(numbers(&[2]));
-                }
-                if has(4) {
-                    op.x = op.x.at(1);
-                }
-                op.y.dtype = float(has(5));
-                plan(op, &caps(8), &Tuning::default(), into);
+        for (number, rule) in rules.into_iter().enumerate() {
+            let channels = [1, 12, 64, 300][(bits as usize / 4 + number) % 4];
+            let x = Layout::new(float(has(0)), [2, 2, 33, channels]);
+            let mut op = if has(1) {
+                Pool::by_starts(x, numbers(&[5]))
+            } else {
+                Pool::new(x, 8)
+            };
+            op = op.rule(rule);
+            op.normalise = has(2);
+            if has(3) {
+                op = op.kv_len(numbers(&[2]));
             }
+            if has(4) {
+                op.x = op.x.at(1);
+            }
+            op.y.dtype = float(has(5));
+            plan(op, &caps(8), &Tuning::default(), into);
         }
         for schedule in [Schedule::Subgroup, Schedule::Tile] {
-            for channels in [5, 12, 64] {
-                let x = |heads, rows| Layout::new(float(has(0)), [1, heads, rows, channels]);
-                let mut op = RouteScores::new(x(4, 9), x(2, if has(5) { 8 } else { 7 }));
-                if has(1) {
-                    op = op.clone().bounds(op.k);
-                }
-                op.relu = has(2);
-                if has(3) {
-                    op = op.head_weights(Layout::f32([1, 4, 9]));
-                }
-                if has(4) {
-                    op = op.sum_heads();
-                }
-                let tuning = Tuning {
-                    schedule: Some(schedule),
-                    ..Tuning::default()
-                };
-                plan(op, &caps(8), &tuning, into);
+            let channels = [5, 12, 64][bits as usize / 2 % 3];
+            let x = |heads, rows| Layout::new(float(has(0)), [1, heads, rows, channels]);
+            let mut op = RouteScores::new(x(4, 9), x(2, if has(5) { 8 } else { 7 }));
+            if has(1) {
+                op = op.clone().bounds(op.k);
             }
+            op.relu = has(2);
+            if has(3) {
+                op = op.head_weights(Layout::f32([1, 4, 9]));
+            }
+            if has(4) {
+                op = op.sum_heads();
+            }
+            let tuning = Tuning {
+                schedule: Some(schedule),
+                ..Tuning::default()
+            };
+            plan(op, &caps(8), &tuning, into);
         }
-        for k in [1, 3, 64] {
+        for k in [1, 3, 64, 100] {
             let scores = Layout::new(float(has(0)), [2, 4, 9, if has(1) { 40 } else { 33 }]);
             let mut op = Route::new(scores, k).visible(Visible::Causal).own();
             if k > 1 && has(2) {
                 op = op.keep(Keep::TopP {
                     p: Real(0.9),
-                    mass: if k == 3 {
+                    mass: if has(4) {
                         RouteMass::Given
                     } else {
                         RouteMass::Softmax
@@ -1432,6 +1430,11 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::RouteScoresTile(variant) => {
             eq("TILE", module.constant("TILE"), route_scores_tile::TILE)?;
             (route_scores_tile::THREADS, variant.workgroup_bytes())
+        }
+        Kernel::RouteRanks(_) => (ROUTE_WORKGROUP, 0),
+        Kernel::RouteLists(_) => {
+            eq("WORDS", module.constant("WORDS"), route_lists::WORDS)?;
+            (ROUTE_WORKGROUP, route_lists::WORKGROUP_BYTES)
         }
         Kernel::RouteRows(variant) => {
             eq("K", module.constant("K"), variant.places)?;

@@ -33,6 +33,8 @@ pub mod random_features;
 pub mod range_join;
 pub mod range_sums;
 pub mod rotary;
+pub mod route_lists;
+pub mod route_ranks;
 pub mod route_rows;
 pub mod route_scores_subgroup;
 pub mod route_scores_tile;
@@ -198,6 +200,8 @@ registry! {
     top_k_rows: TopKRows,
     pool: Pool,
     route_rows: RouteRows,
+    route_ranks: RouteRanks,
+    route_lists: RouteLists,
     route_scores_subgroup: RouteScoresSubgroup,
     route_scores_tile: RouteScoresTile,
     ceiling_fma: CeilingFma,

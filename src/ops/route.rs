@@ -22,7 +22,7 @@ pub enum Keep {
     },
     /// As many, best first, as it takes for their share of the row's mass to reach `p`.
     TopP {
-        /// Above 0, at most 1.
+        /// Above 0, at most 1, which takes all.
         p: Real,
         /// What a score is worth.
         mass: RouteMass,

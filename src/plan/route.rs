@@ -5,12 +5,13 @@ use super::{
     pool::starts_places,
     slice::{self, Operand, Part, Window},
     small,
+    top_k::{Room, Selection, Source, Target},
 };
 use crate::{
     caps::Caps,
     error::{Error, Result},
     kernels::{
-        Kernel, ROUTE_WORKGROUP, RouteIo, RouteOutputs, RouteParams,
+        Kernel, ROUTE_WORKGROUP, RouteIo, RouteOutputs, RouteParams, route_lists, route_ranks,
         route_rows::{self, MOST_PLACES},
     },
     ops::{FirstQuery, Keep, Route, RouteMass, Slot, Visible, dims},
@@ -28,18 +29,167 @@ pub(super) fn outline(op: &Route, caps: &Caps) -> Result<Outline> {
         outputs: outputs(op),
     };
     let iterations = route_rows::Variant::iterations(blocks, op.group);
-    let short = most <= MOST_PLACES && iterations <= caps.loop_budget.into();
-    if !short {
+    let fits = iterations <= caps.loop_budget.into();
+    // Long rows are read by many invocations, unless there are rows enough for all.
+    let rows: u64 = lens(op).iter().product();
+    let short = blocks <= LONG || (blocks <= LONGEST && rows >= ENOUGH_ROWS);
+    if most <= MOST_PLACES && fits && short {
+        by_rows(op, caps, variant)
+    } else {
+        by_selection(op, caps)
+    }
+}
+
+/// Blocks up to which one invocation reads a row.
+const LONG: u64 = 2048;
+/// The same where there are so many rows.
+const LONGEST: u64 = 16_384;
+const ENOUGH_ROWS: u64 = 4096;
+
+/// Ranks in scratch, a selection from these, and lists of what was selected.
+fn by_selection(op: &Route, caps: &Caps) -> Result<Outline> {
+    let [_, _, _, blocks] = dims(&op.scores);
+    let share = matches!(op.keep, Keep::TopP { .. });
+    let ranks = route_ranks::Variant { share, io: io(op) };
+    let lists = route_lists::Variant {
+        share,
+        given: given(op),
+        outputs: outputs(op),
+    };
+    supported(op, caps, ranks.into())?;
+    supported(op, caps, lists.into())?;
+    let k = op.keep.most().min(blocks);
+    let stretch = if caps.software { SOFTWARE_STRETCH } else { 4 };
+    let walk = stretch / 4 * (op.group + 1);
+    let iterations = route_lists::Variant::iterations(blocks, k).max(walk);
+    if iterations > caps.loop_budget.into() {
         return Err(Error::unsupported(
-            format!("lists of {most} of {blocks} blocks"),
+            format!("routing among {blocks} blocks of {} heads each", op.group),
             format!(
-                "a kernel takes {iterations} of {} loops, and holds lists of {MOST_PLACES}",
+                "a kernel may loop {} times on this device, and takes {iterations}",
                 caps.loop_budget
             ),
-            "take fewer",
+            "measure the device's loop budget (Engine::measure), use larger blocks, or sum heads before",
         ));
     }
-    by_rows(op, caps, variant)
+
+    // In scratch: ranks, scores beside them where mass counts, what was selected, and the selection's own room.
+    let lens = lens(op);
+    let pitch = blocks.next_multiple_of(4);
+    let planes = 1 + u64::from(share);
+    let besides = planes * pitch + k;
+    let selection = |rows: u64| Selection {
+        rows: lens,
+        length: blocks,
+        k,
+        largest: true,
+        sorted: share,
+        skip_hidden: false,
+        source: Source::Scratch {
+            at: 0,
+            stride: pitch,
+        },
+        row_len: None,
+        values: None,
+        indices: Target::Scratch {
+            at: rows * planes * pitch,
+            stride: k,
+        },
+    };
+    let bound = operands(op, true);
+    let of_bindings = fit(lens, &bound, caps)?;
+    let of_selection = selection(1).fit(caps, besides)?;
+    let part: [u64; 3] = std::array::from_fn(|axis| of_bindings[axis].min(of_selection[axis]));
+    slice::check_count(lens, part, caps.max_binding_bytes)?;
+    let floats = besides + selection(1).floats(caps)?;
+    let scratch = |rows: u64| rows * floats * 4;
+
+    let mut steps = Vec::new();
+    for piece in slice::parts(whole(lens), part, &[0, 1, 2]) {
+        let rows: u64 = piece.len.iter().product();
+        let own = Range {
+            slot: Slot::Scratch,
+            offset: 0,
+            size: scratch(rows),
+        };
+        let windows = windows(&bound, &piece, caps);
+        let parts = pitch.div_ceil(stretch);
+        let params = RouteParams {
+            parts: small(parts),
+            stretch: small(stretch),
+            masses_at: small(rows * pitch),
+            pitch: small(pitch),
+            list_at: small(rows * planes * pitch),
+            ..params(op, &piece, &windows)
+        };
+        let (written, read): (Vec<_>, Vec<_>) =
+            windows.into_iter().partition(|(slot, ..)| slot.is_output());
+        let mut bound = ranges(&read);
+        bound.push(own);
+        steps.push(Step {
+            kernel: ranks.into(),
+            ranges: bound,
+            params: params.bytes(),
+            grid: grid((rows * parts).div_ceil(ROUTE_WORKGROUP.into()), caps)?,
+        });
+        let room = Room {
+            at: rows * besides,
+            bytes: scratch(rows),
+        };
+        steps.extend(selection(rows).steps(&piece, caps, room)?);
+        let mut bound = ranges(&written);
+        bound.push(own);
+        steps.push(Step {
+            kernel: lists.into(),
+            ranges: bound,
+            params: list_params(&params, k).bytes(),
+            grid: grid(rows, caps)?,
+        });
+    }
+    Ok(Outline {
+        op: op.clone().into(),
+        schedule: Schedule::Rows,
+        why: "ranks are left in scratch, and selected from".into(),
+        rejected: Vec::new(),
+        splits: 1,
+        steps,
+        scratch_bytes: scratch(part.iter().product()),
+    })
+}
+
+/// Blocks that an invocation ranks on a software device.
+const SOFTWARE_STRETCH: u64 = 32;
+
+/// What the lists take of the parameters.
+fn list_params(all: &RouteParams, selected: u64) -> route_lists::Params {
+    route_lists::Params {
+        count: all.count,
+        heads: all.heads,
+        rows: all.rows,
+        blocks: all.blocks,
+        k: all.k,
+        selected: small(selected),
+        p: all.p,
+        least: all.least,
+        indices_at: all.indices_at,
+        indices_batch: all.indices_batch,
+        indices_head: all.indices_head,
+        indices_row: all.indices_row,
+        indices_place: all.indices_place,
+        counts_at: all.counts_at,
+        counts_batch: all.counts_batch,
+        counts_head: all.counts_head,
+        counts_row: all.counts_row,
+        bits_at: all.bits_at,
+        bits_batch: all.bits_batch,
+        bits_head: all.bits_head,
+        bits_row: all.bits_row,
+        bits_word: all.bits_word,
+        ranks_at: all.ranks_at,
+        masses_at: all.masses_at,
+        pitch: all.pitch,
+        list_at: all.list_at,
+    }
 }
 
 /// Each row by an invocation.

@@ -33,10 +33,10 @@ pub struct RouteInputs<'a> {
 pub struct Routed {
     /// The blocks, ascending.
     pub blocks: Vec<usize>,
-    /// By how much the choice is clear: the difference between the lowest score taken and the highest left (infinite
-    /// where nothing that may be taken is left), or with [`Keep::TopP`], if that is less, how far the mass is from the
-    /// share on both sides.
+    /// The difference between the lowest score taken and the highest left; infinite where the row has no choice.
     pub margin: f64,
+    /// With [`Keep::TopP`], how far the mass of the taken ones is from the share, and that of one fewer; else infinite.
+    pub share_margin: f64,
 }
 
 /// What each row takes, `[batch, heads / group, rows]`.
@@ -129,6 +129,7 @@ fn row(a: &RouteInputs<'_>, b: usize, h: usize, i: usize) -> Routed {
     order[..forced_first].sort_by_key(|c| c.block);
 
     let mut margin = f64::INFINITY;
+    let mut share_margin = f64::INFINITY;
     let count = match a.keep {
         Keep::TopK { k } => (k as usize).min(order.len()),
         Keep::TopP { p, mass, min, max } => {
@@ -145,10 +146,12 @@ fn row(a: &RouteInputs<'_>, b: usize, h: usize, i: usize) -> Routed {
             let mut count = 0;
             let mut sum = 0.0;
             // The shortest prefix that reaches the share; and no less than what is forced.
-            while count < order.len() && (sum < p * total || count < forced_first) {
+            while count < order.len() && (p >= 1.0 || sum < p * total || count < forced_first) {
                 sum += worth[count];
                 count += 1;
-                margin = margin.min((sum / total - p).abs());
+                if p < 1.0 {
+                    share_margin = share_margin.min((sum / total - p).abs());
+                }
             }
             count.max(min as usize).min(max as usize).min(order.len())
         }
@@ -164,5 +167,6 @@ fn row(a: &RouteInputs<'_>, b: usize, h: usize, i: usize) -> Routed {
     Routed {
         blocks: taken,
         margin,
+        share_margin,
     }
 }
