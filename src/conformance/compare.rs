@@ -257,6 +257,40 @@ mod tests {
     }
 
     #[test]
+    fn selections_are_compared_as_sets() {
+        let stored = |shape: [u64; 2], values| Array {
+            dtype: Dtype::I32,
+            shape: shape.to_vec(),
+            values,
+        };
+        let numbers = stored([2, 3], Values::Integer(vec![4, 0, -1, 7, 2, 1]));
+        let flags = vec![true, false, true, false, false, false];
+        let flags = stored([2, 3], Values::Boolean(flags));
+        let complaint = |taken: [&[i64]; 2], want: &Array| {
+            let taken = taken.map(<[i64]>::to_vec).to_vec();
+            let sets = Sets {
+                taken: Box::new(move |_| Ok(taken.clone())),
+                // 7 is a pick that nothing sees.
+                counts: Box::new(|row, number| row != 1 || number < 7),
+            };
+            selection(&sets, &Outputs::default(), want)
+        };
+        assert_eq!(complaint([&[0, 4], &[1, 2]], &numbers), None);
+        assert_eq!(complaint([&[2, 0], &[]], &flags), None);
+        for wrong in [
+            complaint([&[0], &[1, 2]], &numbers),
+            complaint([&[0, 4, 4], &[1, 2]], &numbers),
+            complaint([&[0, 4], &[1, 2, 7]], &numbers),
+            complaint([&[0, 1], &[]], &flags),
+        ] {
+            assert!(wrong.is_some_and(|said| said.starts_with("1 rows are wrong: row")));
+        }
+        let real = stored([2, 1], Values::Real(vec![0.0; 2]));
+        assert!(complaint([&[], &[]], &real).is_some());
+        assert!(complaint([&[], &[]], &stored([1, 1], Values::Integer(vec![0]))).is_some());
+    }
+
+    #[test]
     fn empty_rows_are_exactly_zero() {
         let want = [0.0, 0.0, 1.0, 0.0];
         assert_eq!(not_zero(&[0.0, 0.0, 1.0, 1e-9], &want, 2), None);
