@@ -13,8 +13,8 @@ use foveate::{
     AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, ClusterUpdate, DType, Decay,
     Denominator, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention, Layout,
     LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures,
-    Reach, Real, Rotary, Scan, ScanRule, ScatterMean, Schedule, Scores, ShortConv, Similarity,
-    Softmax, Sort, Stage, Statistic, TopK, Tuning, UpdateRule, Weights, Window,
+    Reach, Real, Rotary, RouteMass, Scan, ScanRule, ScatterMean, Schedule, Scores, ShortConv,
+    Similarity, Softmax, Sort, Stage, Statistic, TopK, TopP, Tuning, UpdateRule, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
@@ -921,6 +921,20 @@ fn top_k_ops(into: &mut BTreeSet<Kernel>) {
             }
         }
     }
+    for lanes in [8, 32] {
+        for bits in 0..32 {
+            let mut op = TopP::new(Layout::new(float(bits & 1 != 0), [2, 3, 100]), 0.5, 40);
+            op.sorted = bits & 2 != 0;
+            if bits & 4 != 0 {
+                op.mass = RouteMass::Given;
+            }
+            if bits & 8 != 0 {
+                op.counts = None;
+            }
+            op.row_len = (bits & 16 != 0).then(|| Layout::new(DType::U32, [2, 3]));
+            plan(op, &caps(lanes), &Tuning::default(), into);
+        }
+    }
     // Groups of groups.
     let little = Caps {
         loop_budget: 1500,
@@ -1458,6 +1472,7 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
             eq("ROOM", module.constant("ROOM"), variant.room)?;
             (variant.workgroup, 0)
         }
+        Kernel::TopP(variant) => (variant.workgroup, variant.workgroup_bytes()),
         Kernel::TopKGather(_) => (top_k_gather::WORKGROUP, 0),
         Kernel::CeilingFma(variant) => {
             let per_iteration = module.constant("CHAINS") * module.constant("STEPS");

@@ -48,6 +48,7 @@ pub mod top_k;
 pub mod top_k_gather;
 pub mod top_k_groups;
 pub mod top_k_rows;
+pub mod top_p;
 
 mod attention;
 mod features;
@@ -204,6 +205,7 @@ registry! {
     route_lists: RouteLists,
     route_scores_subgroup: RouteScoresSubgroup,
     route_scores_tile: RouteScoresTile,
+    top_p: TopP,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -25,6 +25,7 @@ mod slice;
 mod softmax;
 mod sort;
 mod top_k;
+mod top_p;
 
 use std::fmt;
 
@@ -243,13 +244,7 @@ impl Outline {
             Op::Gather(op) => gather::outline(op, caps)?,
             Op::Sort(op) => sort::outline(op, caps)?,
             Op::TopK(op) => top_k::outline(op, caps)?,
-            Op::TopP(_) => {
-                return Err(Error::unsupported(
-                    "this op",
-                    "it has no kernels yet",
-                    "compute it on the host",
-                ));
-            }
+            Op::TopP(op) => top_p::outline(op, caps)?,
             Op::ScatterMean(op) => scatter_mean::outline(op, caps)?,
             Op::ClusterUpdate(op) => cluster_update::outline(op, caps)?,
             Op::Evict(op) => evict::outline(op, caps)?,

@@ -53,7 +53,6 @@ pub(super) enum Target<'a> {
     /// A u32 tensor `[.., k]`, in the slot `indices`.
     Tensor(&'a Layout),
     /// Scratch, as a [`Source::Scratch`], `k` places a row.
-    #[allow(dead_code, reason = "for selections that are parts of other ops")]
     Scratch { at: u64, stride: u64 },
 }
 
@@ -100,7 +99,7 @@ fn row_strides(layout: &Layout, own: usize) -> [u64; 3] {
 }
 
 /// A tensor of rows, with all of each row.
-fn operand(slot: Slot, layout: &Layout, own: usize) -> Operand<3> {
+pub(super) fn operand(slot: Slot, layout: &Layout, own: usize) -> Operand<3> {
     let along = match (own, layout.shape.last(), layout.strides.last()) {
         (1, Some(len), Some(stride)) => stride * (len - 1) + 1,
         _ => 1,
@@ -158,7 +157,7 @@ impl Selection<'_> {
     }
 
     /// Whether one row of the source spans more than a binding.
-    fn cuts_rows(&self, caps: &Caps) -> bool {
+    pub fn cuts_rows(&self, caps: &Caps) -> bool {
         match self.source {
             Source::Tensor(slot, layout) => {
                 let operand = operand(slot, layout, 1);
@@ -191,11 +190,15 @@ impl Selection<'_> {
         Ok(builder.steps)
     }
 
-    /// How many rows go together along each axis, with `besides` floats of scratch per row for others.
-    pub fn fit(&self, caps: &Caps, besides: u64) -> Result<[u64; 3]> {
-        let operands: Vec<Operand<3>> = (self.operands(caps).into_iter())
-            .map(|(_, operand)| operand)
-            .collect();
+    /// How many rows go together along each axis, where steps of others bind these `operands` and take `besides` floats
+    /// of scratch per row.
+    pub fn fit(
+        &self,
+        caps: &Caps,
+        mut operands: Vec<Operand<3>>,
+        besides: u64,
+    ) -> Result<[u64; 3]> {
+        operands.extend(self.operands(caps).into_iter().map(|(_, operand)| operand));
         let limit = caps.max_binding_bytes;
         let lens = if self.cuts_rows(caps) {
             [1; 3]
@@ -236,7 +239,7 @@ pub(super) fn axes_of_rows(layout: &Layout) -> [u64; 3] {
 
 pub(super) fn outline(op: &TopK, caps: &Caps) -> Result<Outline> {
     let selection = Selection::of(op);
-    let part = selection.fit(caps, 0)?;
+    let part = selection.fit(caps, Vec::new(), 0)?;
     let floats = selection.floats(caps)?;
     let scratch_bytes = part.iter().product::<u64>() * floats * 4;
     let room = Room {
