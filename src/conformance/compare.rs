@@ -53,6 +53,15 @@ pub(super) fn outputs(case: &Case, problem: &Problem, computed: &Computed) -> (f
                 numbers(got, want, case.tolerance, &mut worst)
             }
             Source::Sets(sets) => selection(sets, &computed.outputs, want),
+            Source::Integers(make) => match (make(&computed.outputs), want.integers()) {
+                (Ok(got), Ok(want)) => got
+                    .iter()
+                    .zip(want)
+                    .position(|(got, want)| got != want)
+                    .or((got.len() != want.len()).then_some(got.len().min(want.len())))
+                    .map(|at| format!("another whole number at {at}")),
+                (Err(message), _) | (_, Err(message)) => Some(message),
+            },
             Source::Host(make) => {
                 let got = make(&computed.outputs).map(Cow::Owned);
                 numbers(got, want, case.tolerance, &mut worst)

@@ -7,15 +7,18 @@
 mod biformer;
 mod block_sparse;
 mod case;
+mod clusters;
 mod coca;
 mod compare;
 mod conv;
 mod davit;
+mod eviction;
 mod fla;
 mod flex;
 mod forms;
 mod gates;
 mod halonet;
+mod hashed;
 mod hilo;
 #[cfg(test)]
 mod host;

@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::{
     biformer, block_sparse,
     case::{Array, Case, Values},
-    coca, conv, davit, fla, flex, forms, gates, halonet, hilo, landmark, linear_attention,
-    longheads, moh, natten, onnx, onnx_linear,
+    clusters, coca, conv, davit, eviction, fla, flex, forms, gates, halonet, hashed, hilo,
+    landmark, linear_attention, longheads, moh, natten, onnx, onnx_linear,
     outputs::Outputs,
     pairs, performer, relative, routed, scan, streaming, torch,
 };
@@ -66,6 +66,8 @@ pub(super) enum Source {
     Call(usize, Slot),
     /// A buffer that calls share, as it lies in memory.
     Shared(usize),
+    /// Whole numbers, which are to be equal.
+    Integers(Make<Vec<i64>>),
     /// What a selection took: the numbers of each row, in any order.
     Sets(Sets),
     /// The pairs of query and key that a call's attention sees.
@@ -219,6 +221,28 @@ impl Problem {
     ) -> Self {
         self.expected
             .push((name.to_owned(), Source::Host(Box::new(make))));
+        self
+    }
+
+    /// Compares whole numbers of a call, which are to be equal to the stored ones.
+    pub fn expect_integers(self, call: usize, slot: Slot, name: &str) -> Self {
+        self.expect_counted(call, slot, name, |_| 0)
+    }
+
+    /// The same, where the stored ones count on from another number at each place.
+    pub fn expect_counted(
+        mut self,
+        call: usize,
+        slot: Slot,
+        name: &str,
+        from: impl Fn(usize) -> i64 + 'static,
+    ) -> Self {
+        let make = move |outputs: &Outputs| {
+            let all = outputs.integers(call, slot)?.iter().enumerate();
+            Ok(all.map(|(at, number)| number + from(at)).collect())
+        };
+        self.expected
+            .push((name.to_owned(), Source::Integers(Box::new(make))));
         self
     }
 
@@ -579,6 +603,13 @@ pub(super) fn prepare(case: &Case, half: DType) -> Result<Problem, String> {
         "landmark" => landmark::grouped(&mut reader),
         "aaren" => scan::aaren(&mut reader),
         "fast_transformers" if case.op.starts_with("aft_simple") => scan::aft_simple(&mut reader),
+        "routing_transformer" if case.op == "kmeans_update" => clusters::k_means(&mut reader),
+        "routing_transformer" => clusters::routing(&mut reader),
+        "reformer_lsh" => hashed::reformer(&mut reader),
+        "dynamic_sparse" if case.op.starts_with("hash") => hashed::hash_sparse(&mut reader),
+        "dynamic_sparse" => hashed::query_key_sparse(&mut reader),
+        "h2o" => eviction::heavy_hitters(&mut reader),
+        "spatten" => eviction::prune(&mut reader),
         "hrrformer" => forms::hrr(&mut reader),
         "flowformer" => forms::flow(&mut reader),
         "fast_transformers" if case.op == "aft_full" => forms::aft_full(&mut reader),
