@@ -90,18 +90,15 @@ impl Estimate {
         } else {
             seen
         };
-        // A tile visits what any of its rows' blocks see.
-        let seen = match &op.block_mask {
-            Some(mask) => {
-                (seen * (step.rows / mask.block_q as f64).max(1.0)).min(kv_len as f64)
-                    * if mask.block_q.is_multiple_of(step.rows as u64) {
-                        1.0
-                    } else {
-                        1.5
-                    }
+        // A tile visits what any of its rows' blocks see. How many those are, nobody knows: what counts is how many
+        // blocks of queries it spans, and that each row is then asked about each key.
+        let spanned = match &op.block_mask {
+            Some(mask) if mask.block_q as f64 % step.rows != 0.0 => {
+                1.2 * (1.0 + step.rows / mask.block_q as f64).min(MOST_SPANNED)
             }
-            None => seen,
+            _ => 1.0,
         };
+        let seen = seen * spanned;
         let visited_tiles = heads * row_tiles * (seen / step.keys).ceil();
         let size = op.q.dtype.size() as f64;
         let read = heads * row_tiles * seen * (head_dim + value_dim) as f64 * size;
@@ -162,6 +159,9 @@ const HARDWARE_WORKGROUPS: f64 = 256.0;
 
 /// A guess, as no device has run the matrix schedule yet: well above what the tile schedule reaches.
 const MATRIX_FLOPS: f64 = 2e13;
+
+/// Blocks of queries in a tile past which it visits about all that anyone sees.
+const MOST_SPANNED: f64 = 8.0;
 
 /// The loop over keys of a kernel.
 struct Loop {
