@@ -388,6 +388,39 @@ fn block_masks() {
     all_close(&problems);
 }
 
+/// Blocks of keys of any length, some of none, with gaps between them, and more of them than a word has bits; also
+/// in packed sequences, where they count from the start of the tensor.
+#[test]
+fn block_masks_of_chunks() {
+    let chunks = [0u32, 3, 3, 10, 50, 51, 60, 139].to_vec();
+    let many: Vec<u32> = (0..=45).map(|n| 5 + n * 3 - n % 2).collect();
+    let mut problems = Vec::new();
+    for starts in [chunks, many, vec![20, 90]] {
+        for (block_q, heads) in [(1, Heads::Kv), (16, Heads::Shared), (33, Heads::Query)] {
+            let terms = Terms {
+                blocks: Some(Blocks {
+                    block_q,
+                    block_kv: 0,
+                    per_batch: true,
+                    heads,
+                }),
+                block_starts: Some(starts.clone()),
+                ..Terms::default()
+            };
+            problems.push(with(
+                [2, 4, 2],
+                [71, 139],
+                Causal::BottomRight,
+                terms.clone(),
+            ));
+            let mut packed = with([1, 4, 2], [71, 139], Causal::BottomRight, terms);
+            packed.terms.packed = Some([vec![0, 5, 40, 71], vec![0, 20, 61, 139]]);
+            problems.push(packed);
+        }
+    }
+    all_close(&problems);
+}
+
 /// Lists of one query and of several, of more rows than a tile and of fewer, alone and with all that hides keys
 /// by their numbers.
 #[test]
@@ -510,6 +543,11 @@ fn indices_that_fit_nothing() {
     let found = error(both);
     assert!(
         found.contains("leave the keys that blocks hide out of the lists"),
+        "{found}"
+    );
+    let found = error(op.clone().block_starts(Layout::new(DType::U32, [6])));
+    assert!(
+        found.contains("give the mask whose blocks begin there"),
         "{found}"
     );
     let three = op.block_mask(BlockMask {

@@ -162,11 +162,13 @@ fn with_term(op: Attention, number: u32) -> Attention {
             block_kv: 16,
         }),
         14 => op.key_index(numbers(&[1, 2, rows, 9]), 1),
+        15 => with_term(op, 7).block_starts(numbers(&[9])),
+        16 => with_term(op, 13).block_starts(numbers(&[9])),
         _ => op,
     }
 }
 
-const TERMS: u32 = 15;
+const TERMS: u32 = 17;
 const LISTS: u32 = 14;
 
 /// A device with everything, and room for many terms.

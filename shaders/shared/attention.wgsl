@@ -31,6 +31,7 @@ struct Params {
     partial_start: u32,     // where partial results begin in scratch
     block_q: u32, block_kv: u32,
     blocks_heads: u32,      // query heads that share a row of bits
+    kv_blocks: u32,         // blocks of keys, where they begin anywhere
     list_rows: u32,         // queries that share a list of keys
     entries: u32,           // entries of a list
     scale: f32,             // times log2(e)
@@ -52,6 +53,7 @@ struct Params {
     sinks_at: u32, sinks_head: u32,
     gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
     blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
+    block_starts_at: u32, block_starts_block: u32,
     index_at: u32, index_batch: u32, index_head: u32, index_row: u32, index_entry: u32,
     buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
 }

@@ -23,6 +23,9 @@
 //@if BLOCKS
 @group(0) @binding(14) var<storage, read> blocks: array<u32>; // bits [batch, q_heads, q_blocks, kv_blocks]
 //@endif
+//@if BLOCK_STARTS
+@group(0) @binding(23) var<storage, read> block_starts: array<u32>; // [kv_blocks + 1]
+//@endif
 //@if LISTS
 @group(0) @binding(22) var<storage, read> index: array<u32>; // [batch, heads, lists, entries]
 //@endif
@@ -268,14 +271,53 @@ fn blocks_start(batch: u32, head: u32, query: u32) -> u32 {
 }
 
 //@if BLOCKS
-// The word of a row of bits that tells of a key.
+//@if BLOCK_STARTS
+// Where a block of keys begins, and the one before it ends.
+fn block_start(block: u32) -> u32 {
+    return block_starts[params.block_starts_at + block * params.block_starts_block];
+}
+
+// The last block that begins at a key of the tensor or before; the first where none does.
+fn block_of(key: u32) -> u32 {
+    var low = 0u;
+    var high = params.kv_blocks - 1u;
+    for (; low < high;) {
+        let middle = (low + high + 1u) / 2u;
+        if (block_start(middle) <= key) {
+            low = middle;
+        } else {
+            high = middle - 1u;
+        }
+    }
+    return low;
+}
+
+// A row's bit that tells of a key. No block holds the keys between two.
 fn bits_of(at: u32, key: u32) -> u32 {
-    return blocks[at + (params.key_start + key) / params.block_kv / 32u * params.blocks_word];
+    let place = params.key_start + key;
+    let block = block_of(place);
+    let bit = (blocks[at + block / 32u * params.blocks_word] >> (block % 32u)) & 1u;
+    return select(0u, bit, place >= block_start(block) && place < block_start(block + 1u));
 }
 
 fn in_block(bits: u32, key: u32) -> bool {
-    return ((bits >> ((params.key_start + key) / params.block_kv % 32u)) & 1u) != 0u;
+    return bits != 0u;
 }
+//@else
+// The block that holds a key of the tensor.
+fn block_of(key: u32) -> u32 {
+    return key / params.block_kv;
+}
+
+// The word of a row of bits that tells of a key.
+fn bits_of(at: u32, key: u32) -> u32 {
+    return blocks[at + block_of(params.key_start + key) / 32u * params.blocks_word];
+}
+
+fn in_block(bits: u32, key: u32) -> bool {
+    return ((bits >> (block_of(params.key_start + key) % 32u)) & 1u) != 0u;
+}
+//@endif
 
 // 32 blocks of keys as any row of the tile sees them.
 fn block_word(walk: Walk, word: u32) -> u32 {
@@ -287,6 +329,26 @@ fn block_word(walk: Walk, word: u32) -> u32 {
         row += min(params.block_q - (params.row_start + query) % params.block_q, params.q_len - query);
     }
     return bits;
+}
+//@endif
+
+//@if BLOCKS
+// The blocks of keys of the next run, x .. y, of those from `low` to `high`: side by side, as far as one word tells of
+// them. x is past `high` where there is none.
+fn next_blocks(walk: Walk, low: u32, high: u32) -> vec2<u32> {
+    var found = vec2<u32>(high + 1u);
+    for (var word = low / 32u; word <= high / 32u && found.x > high; word++) {
+        var bits = block_word(walk, word);
+        if (word == low / 32u) {
+            bits &= 0xffffffffu << (low % 32u);
+        }
+        if (bits != 0u) {
+            let skipped = firstTrailingBit(bits);
+            let first = word * 32u + skipped;
+            found = vec2<u32>(first, first + min(firstTrailingBit(~(bits >> skipped)), 32u));
+        }
+    }
+    return found;
 }
 //@endif
 
@@ -304,27 +366,33 @@ fn next_run(walk: Walk, at: u32) -> vec2<u32> {
     next = max(at, select(walk.first, min(walk.start, walk.first), walk.start < walk.early));
     stop = max(walk.limit, walk.early);
     if (next < stop) {
-        let low = (params.key_start + next) / params.block_kv;
-        let high = (params.key_start + stop - 1u) / params.block_kv;
-        var found = high + 1u;
-        var after = found;
-        for (var word = low / 32u; word <= high / 32u && found > high; word++) {
-            var bits = block_word(walk, word);
-            if (word == low / 32u) {
-                bits &= 0xffffffffu << (low % 32u);
-            }
-            if (bits != 0u) {
-                // Blocks side by side are one run, as far as one word tells of them.
-                let skipped = firstTrailingBit(bits);
-                found = word * 32u + skipped;
-                after = found + min(firstTrailingBit(~(bits >> skipped)), 32u);
+        let high = block_of(params.key_start + stop - 1u);
+//@if BLOCK_STARTS
+        // One block at a time, passing over those without keys.
+        var low = block_of(params.key_start + next);
+        var run = vec2<u32>(stop);
+        for (var open = true; open;) {
+            let found = next_blocks(walk, low, high).x;
+            open = found <= high;
+            if (open) {
+                let first = clamp(block_start(found), params.key_start + next, params.key_start + stop);
+                let last = clamp(block_start(found + 1u), params.key_start + next, params.key_start + stop);
+                low = found + 1u;
+                if (first < last) {
+                    run = vec2<u32>(first, last) - params.key_start;
+                    open = false;
+                }
             }
         }
-        if (found > high) {
+        return run;
+//@else
+        let found = next_blocks(walk, block_of(params.key_start + next), high);
+        if (found.x > high) {
             return vec2<u32>(stop, stop);
         }
-        next = max(next, max(found * params.block_kv, params.key_start) - params.key_start);
-        stop = min(stop, min(after, high + 1u) * params.block_kv - params.key_start);
+        next = max(next, max(found.x * params.block_kv, params.key_start) - params.key_start);
+        stop = min(stop, min(found.y, high + 1u) * params.block_kv - params.key_start);
+//@endif
     }
 //@endif
     return vec2<u32>(next, stop);

@@ -591,6 +591,7 @@ impl Settings {
                 (Slot::Gate, false),
                 (Slot::Blocks, false),
                 (Slot::Index, false),
+                (Slot::BlockStarts, false),
                 (Slot::Buffer0, false),
                 (Slot::Buffer1, false),
                 (Slot::Buffer2, false),
@@ -795,6 +796,7 @@ impl Settings {
                     block_q: settings.block_q,
                     block_kv: settings.block_kv,
                 });
+                op.block_starts = layout(Slot::BlockStarts)?;
                 op.key_index = layout(Slot::Index)?.map(|index| KeyIndex {
                     index,
                     block_q: settings.block_q,

@@ -38,6 +38,8 @@ pub struct AttentionIo {
     pub early: bool,
     /// Block mask.
     pub blocks: bool,
+    /// Its blocks of keys begin anywhere.
+    pub block_starts: bool,
     /// The rows of a tile may see different blocks of a block mask.
     pub mixed_blocks: bool,
     /// Lists of keys.
@@ -75,6 +77,7 @@ impl AttentionIo {
             ("LOWER", self.lower.into()),
             ("EARLY", self.early.into()),
             ("BLOCKS", self.blocks.into()),
+            ("BLOCK_STARTS", self.block_starts.into()),
             ("MIXED_BLOCKS", self.mixed_blocks.into()),
             ("RUN_BITS", 1),
             ("LISTS", self.lists.into()),
@@ -134,6 +137,7 @@ impl AttentionIo {
             self.packed,
             self.head_windows,
             self.blocks,
+            self.block_starts,
             self.lists,
             self.sinks,
             self.lse && !self.partial,
@@ -179,7 +183,7 @@ params! {
         head_dim: u32, value_dim: u32, row_start: u32, key_start: u32,
         batch_start: u32, head_start: u32, all_rows: u32,
         corner: i32, left: i32, right: i32, early: u32, sequences: u32, partial_start: u32,
-        block_q: u32, block_kv: u32, blocks_heads: u32, list_rows: u32, entries: u32,
+        block_q: u32, block_kv: u32, blocks_heads: u32, kv_blocks: u32, list_rows: u32, entries: u32,
         scale: f32, softcap: f32, minus_infinity: f32,
         q_at: u32, q_batch: u32, q_head: u32, q_row: u32, q_dim: u32,
         k_at: u32, k_batch: u32, k_head: u32, k_row: u32, k_dim: u32,
@@ -197,6 +201,7 @@ params! {
         sinks_at: u32, sinks_head: u32,
         gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
         blocks_at: u32, blocks_batch: u32, blocks_head: u32, blocks_row: u32, blocks_word: u32,
+        block_starts_at: u32, block_starts_block: u32,
         index_at: u32, index_batch: u32, index_head: u32, index_row: u32, index_entry: u32,
         buffer_0_at: u32, buffer_1_at: u32, buffer_2_at: u32, buffer_3_at: u32,
     }

@@ -65,7 +65,8 @@ pub struct Window {
 /// The tensor is u32 `[batch, q_heads, q_blocks, words]`, where each of the first two axes may be 1, and the second
 /// may be `kv_heads`, where the query heads of a group share their blocks:
 /// bit `b % 32` of word `b / 32` tells whether the block of keys `b` is seen, `q_blocks` is
-/// `ceil(q_len / block_q)` and `words` is `ceil(ceil(kv_len / block_kv) / 32)`.
+/// `ceil(q_len / block_q)` and `words` is `ceil(ceil(kv_len / block_kv) / 32)`. Blocks count from the start of the
+/// tensors, also where these hold packed sequences. See [`Attention::block_starts`] for blocks of various lengths.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockMask {
@@ -193,6 +194,11 @@ pub struct Attention {
     /// Blocks of keys that are skipped.
     #[serde(default)]
     pub block_mask: Option<BlockMask>,
+    /// Where the blocks of keys of `block_mask` begin, and the last one ends, u32 `[kv_blocks + 1]`, for chunks of
+    /// various lengths: block `j` holds the keys `starts[j] .. starts[j + 1]`, and `block_kv` counts for nothing. Keys
+    /// of no block are not seen. Starts must not decrease: which keys are seen where they do, nothing says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_starts: Option<Layout>,
     /// The keys that each block of queries attends to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_index: Option<KeyIndex>,
@@ -232,6 +238,7 @@ impl Attention {
             gate: None,
             softcap: None,
             block_mask: None,
+            block_starts: None,
             key_index: None,
             mods: Vec::new(),
         }
@@ -344,6 +351,13 @@ impl Attention {
         self
     }
 
+    /// Lets the blocks of keys of the block mask begin where this tensor says. See [`Attention::block_starts`].
+    #[must_use]
+    pub fn block_starts(mut self, starts: Layout) -> Self {
+        self.block_starts = Some(starts);
+        self
+    }
+
     /// Attends to listed keys alone, one list for each `block_q` queries. See [`KeyIndex`].
     #[must_use]
     pub fn key_index(mut self, index: Layout, block_q: u64) -> Self {
@@ -428,6 +442,7 @@ impl Attention {
                 | Slot::PrefixLen
                 | Slot::CuQ
                 | Slot::CuKv
+                | Slot::BlockStarts
                 | Slot::Sinks => 1,
                 Slot::HeadWindows => 2,
                 Slot::Gate => layout.rank().min(3),
@@ -452,6 +467,7 @@ impl Attention {
                 | Slot::CuKv
                 | Slot::HeadWindows
                 | Slot::Index
+                | Slot::BlockStarts
                 | Slot::Blocks => (layout.dtype == DType::U32, "u32"),
                 Slot::Sinks | Slot::Gate => (layout.dtype == DType::F32, "f32"),
                 Slot::Buffer0 | Slot::Buffer1 | Slot::Buffer2 | Slot::Buffer3 => (
@@ -588,10 +604,10 @@ impl Attention {
                 "pack all sequences into one batch entry; cu_q and cu_kv hold their lengths",
             ));
         }
-        if self.prefix_len.is_some() || self.block_mask.is_some() {
+        if self.prefix_len.is_some() {
             return Err(Error::unsupported(
-                "packed sequences with prefix_len or block_mask",
-                "both count from the start of the tensor",
+                "packed sequences with prefix_len",
+                "it counts from the start of the tensor",
                 "give a mask_mod, or call once per sequence",
             ));
         }
@@ -629,11 +645,18 @@ impl Attention {
 
     fn check_block_mask(&self) -> Result<()> {
         let Some(mask) = &self.block_mask else {
+            if self.block_starts.is_some() {
+                return Err(Error::invalid(
+                    "block_starts",
+                    "are given without a block_mask",
+                    "give the mask whose blocks begin there",
+                ));
+            }
             return Ok(());
         };
         let [batch, q_heads, q_len, _] = dims(&self.q);
         let [_, _, kv_len, _] = dims(&self.k);
-        if mask.block_q == 0 || mask.block_kv == 0 {
+        if mask.block_q == 0 || (mask.block_kv == 0 && self.block_starts.is_none()) {
             return Err(Error::invalid(
                 "block_mask",
                 format!("blocks of {} x {}", mask.block_q, mask.block_kv),
@@ -641,7 +664,18 @@ impl Attention {
             ));
         }
         let rows = q_len.div_ceil(mask.block_q);
-        let words = kv_len.div_ceil(mask.block_kv).div_ceil(32);
+        let blocks = match &self.block_starts {
+            Some(starts) if starts.shape[0] < 2 => {
+                return Err(Error::invalid(
+                    "block_starts",
+                    format!("shape {:?}", starts.shape),
+                    "give [kv_blocks + 1] numbers: where each block begins, and where the last ends",
+                ));
+            }
+            Some(starts) => starts.shape[0] - 1,
+            None => kv_len.div_ceil(mask.block_kv),
+        };
+        let words = blocks.div_ceil(32);
         let [b, h, r, w] = dims(&mask.bits);
         let heads = [1, dims(&self.k)[1], q_heads];
         if !(b == 1 || b == batch) || !heads.contains(&h) || r != rows || w != words {
@@ -709,6 +743,7 @@ impl Attention {
             (Slot::HeadWindows, &self.head_windows),
             (Slot::Sinks, &self.sinks),
             (Slot::Gate, &self.gate),
+            (Slot::BlockStarts, &self.block_starts),
         ] {
             list.extend(layout.as_ref().map(|layout| (slot, layout)));
         }
@@ -816,6 +851,8 @@ pub struct AttentionArgs<'a> {
     pub gate: Option<View<'a>>,
     /// The bits of the block mask, where the op has one.
     pub blocks: Option<View<'a>>,
+    /// Where blocks of keys begin, where the op has that.
+    pub block_starts: Option<View<'a>>,
     /// The lists of the key index, where the op has one.
     pub index: Option<View<'a>>,
     /// The buffers of all mods, in their order.
@@ -842,6 +879,7 @@ impl<'a> AttentionArgs<'a> {
             sinks: None,
             gate: None,
             blocks: None,
+            block_starts: None,
             index: None,
             buffers: Vec::new(),
         }
@@ -869,6 +907,7 @@ impl<'a> From<AttentionArgs<'a>> for Args<'a> {
             (Slot::Sinks, args.sinks),
             (Slot::Gate, args.gate),
             (Slot::Blocks, args.blocks),
+            (Slot::BlockStarts, args.block_starts),
             (Slot::Index, args.index),
         ] {
             list.extend(view.map(|view| (slot, view)));

@@ -176,6 +176,11 @@ impl<'a> Space<'a> {
             let inner = row * (rows - 1) + word * (words - 1) + 1;
             add(Slot::Blocks, &mask.bits, axes, inner);
         }
+        if let Some(starts) = &op.block_starts {
+            let [block, ..] = strides(starts);
+            let inner = block * (dims(starts)[0] - 1) + 1;
+            add(Slot::BlockStarts, starts, [0; AXES], inner);
+        }
         if let Some(KeyIndex { index, block_q }) = &op.key_index {
             let [b, h, list, entry] = shared(index);
             let [_, heads, lists, entries] = dims(index);
@@ -534,6 +539,10 @@ impl<'a> Space<'a> {
                 Some(mask) if dims(&mask.bits)[1] == self.lens[HEAD] => small(self.lens[GROUP]),
                 _ => 1,
             },
+            kv_blocks: op
+                .block_starts
+                .as_ref()
+                .map_or(0, |starts| small(dims(starts)[0] - 1)),
             list_rows: op
                 .key_index
                 .as_ref()
@@ -671,6 +680,12 @@ impl<'a> Space<'a> {
                             params.blocks_row,
                             params.blocks_word,
                         ] = layout_places(&mask.bits);
+                    }
+                }
+                Slot::BlockStarts => {
+                    params.block_starts_at = at;
+                    if let Some(starts) = &op.block_starts {
+                        [params.block_starts_block] = layout_places(starts);
                     }
                 }
                 Slot::Index => {

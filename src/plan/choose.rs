@@ -177,15 +177,27 @@ impl Choice {
                 let looks = 2 + pieces.min(rows);
                 let words = dims(&mask.bits)[3].saturating_mul(1 + looks);
                 let budget = budget.checked_sub(words)?;
+                // Blocks of any length are searched for, at both ends of what is left and for each row; those
+                // without keys are looked at too.
+                let (block_kv, looks, budget) = match &op.block_starts {
+                    Some(starts) => {
+                        let blocks = dims(starts)[0];
+                        let search = u64::from(u64::BITS - blocks.leading_zeros());
+                        let empty = blocks.saturating_mul(2 + looks);
+                        let looks = looks + search * (2 + MOST_OWN_ROWS);
+                        (1, looks, budget.checked_sub(empty)?)
+                    }
+                    None => (mask.block_kv, looks, budget),
+                };
                 let most = |run: u64| {
                     let run_keys = run.saturating_mul(step);
                     let each = self.iterations(run_keys, head_dim) + looks + 6;
                     // Blocks begin anywhere in a range: one more of them.
                     (budget / each)
                         .saturating_sub(1)
-                        .saturating_mul(run_keys.min(mask.block_kv))
+                        .saturating_mul(run_keys.min(block_kv))
                 };
-                let keys = most(mask.block_kv.div_ceil(step).min(1 << 16)).max(most(1));
+                let keys = most(block_kv.div_ceil(step).min(1 << 16)).max(most(1));
                 if keys > step {
                     keys / step * step
                 } else {
@@ -326,6 +338,7 @@ fn terms(op: &Attention) -> Result<AttentionIo> {
         lower: left || early || packed || op.q_len.is_some() || mods.has_range(),
         early,
         blocks: op.block_mask.is_some(),
+        block_starts: op.block_starts.is_some(),
         lists: op.key_index.is_some(),
         sinks: op.sinks.is_some(),
         gate: op.gate.is_some(),

@@ -59,6 +59,8 @@ pub struct AttentionInputs<'a> {
     pub softcap: Option<f64>,
     /// A block mask and the words of its bits, row-major.
     pub blocks: Option<(&'a BlockMask, &'a [u32])>,
+    /// Where the blocks of keys begin, `[kv_blocks + 1]`, where that is anywhere.
+    pub block_starts: Option<&'a [u32]>,
     /// Lists of keys, and their entries, row-major.
     pub lists: Option<(&'a KeyIndex, &'a [u32])>,
     /// The `mask_mod`.
@@ -200,7 +202,18 @@ impl<'a> AttentionInputs<'a> {
     /// The bit of a pair's block.
     fn in_block(&self, mask: &BlockMask, bits: &[u32], [b, h, i, j]: Pair) -> bool {
         let [batch, heads, rows, words] = dims(&mask.bits).map(|len| len as usize);
-        let [row, block] = [i / mask.block_q as usize, j / mask.block_kv as usize];
+        let row = i / mask.block_q as usize;
+        let block = match self.block_starts {
+            Some(starts) => {
+                let mut ends = starts.windows(2);
+                let Some(block) = ends.position(|ends| (ends[0]..ends[1]).contains(&(j as u32)))
+                else {
+                    return false;
+                };
+                block
+            }
+            None => j / mask.block_kv as usize,
+        };
         // Axes of length 1 serve all, and those of KV heads their groups.
         let head = h * heads / self.q_heads;
         let at = ((b % batch * heads + head) * rows + row) * words + block / 32;

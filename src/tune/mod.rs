@@ -365,7 +365,11 @@ fn terms(op: &Attention) -> String {
         }
     }
     if let Some(mask) = &op.block_mask {
-        words.push(format!("blocks {}x{}", mask.block_q, mask.block_kv));
+        let size = match &op.block_starts {
+            Some(_) => "any".into(),
+            None => mask.block_kv.to_string(),
+        };
+        words.push(format!("blocks {}x{size}", mask.block_q));
     }
     if let Some(lists) = &op.key_index {
         let [_, heads, _, entries] = dims(&lists.index);

@@ -132,6 +132,8 @@ pub struct Terms {
     pub gate: Option<[u64; 3]>,
     pub softcap: Option<f32>,
     pub blocks: Option<Blocks>,
+    /// Where blocks of keys begin.
+    pub block_starts: Option<Vec<u32>>,
     pub lists: Option<Lists>,
 }
 
@@ -198,7 +200,11 @@ impl Problem {
             heads,
         } = *self.terms.blocks.as_ref()?;
         let rows = (self.q_len as u64).div_ceil(block_q);
-        let words = (self.kv_len as u64).div_ceil(block_kv).div_ceil(32);
+        let blocks = match &self.terms.block_starts {
+            Some(starts) => starts.len() as u64 - 1,
+            None => (self.kv_len as u64).div_ceil(block_kv),
+        };
+        let words = blocks.div_ceil(32);
         let [batch, heads] = self.index_axes(per_batch, heads);
         let shape = [batch, heads, rows, words];
         let bits = noise(6, 32 * shape.iter().product::<u64>() as usize)
@@ -406,6 +412,7 @@ impl Problem {
             gate: gate.as_ref().map(|(_, all)| &all[..]),
             softcap: terms.softcap.map(f64::from),
             blocks: blocks.as_ref().map(|(mask, bits)| (mask, &bits[..])),
+            block_starts: terms.block_starts.as_deref(),
             lists: lists.as_ref().map(|(index, list)| (index, &list[..])),
             scale: scale.into(),
             causal: self.causal,
@@ -495,6 +502,7 @@ impl Problem {
         let lens = numbers(self.lens.as_ref())?;
         let q_lens = numbers(terms.q_lens.as_ref())?;
         let prefix = numbers(terms.prefix.as_ref())?;
+        let block_starts = numbers(terms.block_starts.as_ref())?;
         let (cu_q, cu_kv) = (numbers(cu_q)?, numbers(cu_kv)?);
         let windows = match &terms.head_windows {
             Some(windows) => {
@@ -530,6 +538,7 @@ impl Problem {
             (&lens, &mut op.kv_len, &mut args.kv_len),
             (&q_lens, &mut op.q_len, &mut args.q_len),
             (&prefix, &mut op.prefix_len, &mut args.prefix_len),
+            (&block_starts, &mut op.block_starts, &mut args.block_starts),
             (&cu_q, &mut op.cu_q, &mut args.cu_q),
             (&cu_kv, &mut op.cu_kv, &mut args.cu_kv),
             (&windows, &mut op.head_windows, &mut args.head_windows),

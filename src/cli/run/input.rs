@@ -21,6 +21,7 @@ fn counts(slot: Slot) -> bool {
             | Slot::HeadWindows
             | Slot::Blocks
             | Slot::Index
+            | Slot::BlockStarts
             | Slot::Positions
     )
 }
