@@ -10,25 +10,23 @@ use std::{
 };
 
 use foveate::{
-    AftFull, Attention, BiasTerm, BlockMask, Caps, Causal, ClusterUpdate, DType, Decay,
-    Denominator, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention, Layout,
-    LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, PositionBias, RandomFeatures,
-    Reach, Real, Rotary, RouteMass, Scan, ScanRule, ScatterMean, Schedule, Scores, ShortConv,
-    Similarity, Softmax, Sort, Stage, Statistic, TopK, TopP, Tuning, UpdateRule, Weights, Window,
+    AftFull, Attention, BiasTerm, BlockMask, Blocks, Caps, Causal, ClusterUpdate, DType, Decay,
+    Denominator, Divisor, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention,
+    Keep, Layout, LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, Pool, PoolRule,
+    PositionBias, RandomFeatures, Reach, Real, Rotary, Route, RouteMass, RouteScores, Scan,
+    ScanRule, ScatterMean, Schedule, Scores, ShortConv, Similarity, Softmax, Sort, Stage,
+    Statistic, TopK, TopP, Tuning, UpdateRule, Visible, Weights, Window,
     caps::MatrixShape,
     kernels::{
-        Kernel, STEMS, aft_full, attention_mass, attention_matrix, attention_merge, attention_tile,
-        attention_weights, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup,
-        cluster_assign, cluster_join, evict, flow_read, gather, hrr_attention,
-        linear_attention_join, linear_attention_quadratic, linear_attention_step, list_sums,
-        loop_count, order_count, order_scatter, order_starts, random_features, range_join,
-        range_sums, rotary, scan, short_conv_state, top_k, top_k_gather,
+        Kernel, ROUTE_WORKGROUP, STEMS, aft_full, attention_mass, attention_matrix,
+        attention_merge, attention_tile, attention_weights, ceiling_fma, ceiling_matrix,
+        ceiling_stream, ceiling_workgroup, cluster_assign, cluster_join, evict, flow_read, gather,
+        hrr_attention, linear_attention_join, linear_attention_quadratic, linear_attention_step,
+        list_sums, loop_count, order_count, order_scatter, order_starts, pool, random_features,
+        range_join, range_sums, rotary, route_lists, route_scores_subgroup, route_scores_tile,
+        scan, short_conv_state, top_k, top_k_gather,
     },
     plan::Outline,
-};
-use foveate::{
-    Blocks, Divisor, Keep, Pool, PoolRule, Route, RouteMass, RouteScores, Visible,
-    kernels::{ROUTE_WORKGROUP, pool, route_lists, route_scores_subgroup, route_scores_tile},
 };
 use naga::{
     AddressSpace, StorageAccess,

@@ -333,6 +333,31 @@ impl Workload {
         }
     }
 
+    /// How its elements are stored.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Attention(shape) => shape.dtype,
+            Self::Softmax(shape) => shape.dtype,
+            Self::Rotary(shape) => shape.dtype,
+            Self::LinearAttention(shape) => shape.dtype,
+            Self::TopK(shape) => shape.dtype,
+        }
+    }
+
+    /// The same with elements stored otherwise.
+    #[must_use]
+    pub fn stored_as(mut self, storage: DType) -> Self {
+        let dtype = match &mut self {
+            Self::Attention(shape) => &mut shape.dtype,
+            Self::Softmax(shape) => &mut shape.dtype,
+            Self::Rotary(shape) => &mut shape.dtype,
+            Self::LinearAttention(shape) => &mut shape.dtype,
+            Self::TopK(shape) => &mut shape.dtype,
+        };
+        *dtype = storage;
+        self
+    }
+
     /// The op on contiguous tensors.
     pub fn op(&self) -> Op {
         match self {

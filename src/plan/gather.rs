@@ -183,7 +183,7 @@ fn in_pairs(layout: &Layout) -> Option<Layout> {
     let (&stride, &len) = axes.next()?;
     let paired = stride == 1
         && len % 2 == 0
-        && layout.offset % 2 == 0
+        && layout.offset.is_multiple_of(2)
         && axes.all(|(stride, len)| stride % 2 == 0 || *len == 1);
     if !paired {
         return None;

@@ -98,7 +98,7 @@ fn by_selection(op: &Route, caps: &Caps) -> Result<Outline> {
     };
     let bound = operands(op, true);
     let of_bindings = fit(lens, &bound, caps)?;
-    let of_selection = selection(1).fit(caps, besides)?;
+    let of_selection = selection(1).fit(caps, Vec::new(), besides)?;
     let part: [u64; 3] = std::array::from_fn(|axis| of_bindings[axis].min(of_selection[axis]));
     slice::check_count(lens, part, caps.max_binding_bytes)?;
     let floats = besides + selection(1).floats(caps)?;

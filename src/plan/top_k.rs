@@ -126,10 +126,7 @@ impl Selection<'_> {
             source: Source::Tensor(Slot::X, &op.x),
             row_len: op.row_len.as_ref(),
             values: op.values.as_ref(),
-            indices: op
-                .indices
-                .as_ref()
-                .map_or(Target::Nowhere, |layout| Target::Tensor(layout)),
+            indices: op.indices.as_ref().map_or(Target::Nowhere, Target::Tensor),
         }
     }
 
@@ -373,7 +370,7 @@ impl<'a> Builder<'a> {
         let workgroup: u32 = match rows {
             _ if !self.caps.software => 64,
             ..1024 => 16,
-            ..8192 => 64,
+            1024..8192 => 64,
             _ => 256,
         };
         Some(top_k_rows::Variant {
@@ -549,8 +546,8 @@ impl<'a> Builder<'a> {
             room: match places {
                 _ if !sorted => 0,
                 ..=64 => 64,
-                ..=256 => 256,
-                ..=MOST_ROOM => MOST_ROOM,
+                65..=256 => 256,
+                257..=MOST_ROOM => MOST_ROOM,
                 _ => 0,
             },
             stretch: self.caps.software,

@@ -7,7 +7,7 @@ use foveate::bench::Workload;
 use crate::{
     pairs::{Effort, Pairs, Side, measure},
     peer::Peer,
-    report::{Both, Cause, Measured, Outcome, Row, dtype},
+    report::{Both, Cause, Measured, Outcome, Row},
     task::Task,
     worker::{Trouble, Worker},
 };
@@ -50,7 +50,7 @@ impl<'a> Comparison<'a> {
 
     /// Compares one variant of a peer, whose command may be the reason why there is none.
     pub fn row(&mut self, peer: &Peer, variant: &str, command: Result<Command, String>) -> Row {
-        let dtype = dtype(&self.task.workload);
+        let dtype = self.task.workload.dtype();
         let outcome = match command {
             _ if !peer.dtypes.contains(&dtype) => {
                 Outcome::failed(Cause::Peer, format!("its worker has no {dtype}"))

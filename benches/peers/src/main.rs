@@ -240,15 +240,9 @@ fn workloads(program: &Program) -> Result<Vec<Workload>> {
                 Storage::F32 => DType::F32,
                 Storage::F16 => DType::F16,
             };
-            named.iter().cloned().map(move |mut workload| {
-                match &mut workload {
-                    Workload::Attention(shape) => shape.dtype = dtype,
-                    Workload::Softmax(shape) => shape.dtype = dtype,
-                    Workload::Rotary(shape) => shape.dtype = dtype,
-                    Workload::LinearAttention(shape) => shape.dtype = dtype,
-                }
-                workload
-            })
+            named
+                .iter()
+                .map(move |workload| workload.clone().stored_as(dtype))
         })
         .collect())
 }

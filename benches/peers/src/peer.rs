@@ -104,7 +104,7 @@ impl Peer {
             Workload::Softmax(_) => &self.softmax,
             Workload::LinearAttention(_) => &self.linear_attention,
             // No peer has it yet.
-            Workload::Rotary(_) => &[],
+            Workload::Rotary(_) | Workload::TopK(_) => &[],
         }
     }
 

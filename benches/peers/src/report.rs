@@ -152,7 +152,7 @@ impl Row {
             kind: "row",
             workload: workload.name().into(),
             shape: workload.describe(),
-            dtype: dtype(workload),
+            dtype: workload.dtype(),
             peer: OWN.into(),
             variant: OWN.into(),
             compared_as: None,
@@ -174,16 +174,6 @@ impl Row {
             Outcome::Measured(measured) => Some(measured),
             Outcome::Failed { .. } => None,
         }
-    }
-}
-
-/// The storage of a workload.
-pub fn dtype(workload: &Workload) -> DType {
-    match workload {
-        Workload::Attention(shape) => shape.dtype,
-        Workload::Softmax(shape) => shape.dtype,
-        Workload::Rotary(shape) => shape.dtype,
-        Workload::LinearAttention(shape) => shape.dtype,
     }
 }
 
