@@ -317,6 +317,9 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {
             return Err("tests/forms.rs has the tests of this op".into());
         }
+        Op::VerticalSlash(_) | Op::Divergence(_) => {
+            return Err("tests/patterns.rs has the tests of these ops".into());
+        }
         Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {
             return Err("tests/gather.rs and tests/sort.rs have the tests of this op".into());
         }
@@ -370,7 +373,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::AftFull(_) | Op::RouteScores(_) => 2,
         Op::Pool(_) | Op::Route(_) => 1,
         Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => 1,
-        Op::TopK(_) | Op::TopP(_) => 1,
+        Op::TopK(_) | Op::TopP(_) | Op::VerticalSlash(_) | Op::Divergence(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -11,20 +11,20 @@ use std::{
 
 use foveate::{
     AftFull, Attention, BiasTerm, BlockMask, Blocks, Caps, Causal, ClusterUpdate, DType, Decay,
-    Denominator, Divisor, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention,
+    Denominator, Divergence, Divisor, Error, Evict, FeatureMap, FlowAttention, Gather, Guard, HrrAttention,
     Keep, Layout, LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op, Pool, PoolRule,
     PositionBias, RandomFeatures, Reach, Real, Rotary, Route, RouteMass, RouteScores, Scan,
     ScanRule, ScatterMean, Schedule, Scores, ShortConv, Similarity, Softmax, Sort, Stage,
-    Statistic, TopK, TopP, Tuning, UpdateRule, Visible, Weights, Window,
+    Statistic, TopK, TopP, Tuning, UpdateRule, VerticalSlash, Visible, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, ROUTE_WORKGROUP, STEMS, aft_full, attention_mass, attention_matrix,
         attention_merge, attention_tile, attention_weights, ceiling_fma, ceiling_matrix,
-        ceiling_stream, ceiling_workgroup, cluster_assign, cluster_join, evict, flow_read, gather,
+        ceiling_stream, ceiling_workgroup, cluster_assign, cluster_join, divergence, evict, flow_read, gather,
         hrr_attention, linear_attention_join, linear_attention_quadratic, linear_attention_step,
         list_sums, loop_count, order_count, order_scatter, order_starts, pool, random_features,
         range_join, range_sums, rotary, route_lists, route_scores_subgroup, route_scores_tile,
-        scan, short_conv_state, top_k, top_k_gather,
+        scan, short_conv_state, top_k, top_k_gather, vertical_slash,
     },
     plan::Outline,
 };
@@ -980,6 +980,15 @@ fn index_ops(into: &mut BTreeSet<Kernel>) {
             plan(op.with_places(), &caps(8), &open, into);
         }
     }
+    let lists = [numbers(&[2, 3, 70]), numbers(&[2, 3, 9])];
+    let [columns, diagonals] = lists;
+    let op = VerticalSlash::new(columns, diagonals, [64, 16], [1000, 40_000]);
+    for op in [op.clone(), op.clone().or(), op.or_by_head()] {
+        plan(op, &caps(8), &open, into);
+    }
+    let op = Divergence::new(Layout::f32([2, 3, 70]), Layout::f32([2, 3, 70]), 0.1);
+    plan(op.clone(), &caps(8), &open, into);
+    plan(op.with_distance(), &caps(8), &open, into);
 }
 
 /// Pooling, scores and choices, with every flag that their kernels have.
@@ -1410,6 +1419,8 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::ClusterAssign(_) => (cluster_assign::WORKGROUP, 0),
         Kernel::ClusterJoin(_) => (cluster_join::WORKGROUP, 4 * cluster_join::WORKGROUP),
         Kernel::Evict(_) => (evict::WORKGROUP, 12 * evict::WORKGROUP),
+        Kernel::VerticalSlash(_) => (vertical_slash::WORKGROUP, 4 * vertical_slash::WORDS),
+        Kernel::Divergence(_) => (divergence::WORKGROUP, 8 * divergence::WORKGROUP),
         Kernel::RangeJoin(_) => (range_join::WORKGROUP, 0),
         Kernel::FlowRead(variant) => {
             eq("UNITS", module.constant("UNITS"), variant.units)?;

@@ -132,6 +132,11 @@ pub fn cost(op: &Op) -> Cost {
             (2.0 * clusters as f64 + 1.0) * op.x.elements() as f64
         }
         Op::Evict(op) => 2.0 * op.indices.elements() as f64,
+        Op::VerticalSlash(op) => {
+            let rows = op.bits.shape.get(2).map_or(1, |&rows| rows);
+            ((op.columns.elements() + op.diagonals.elements()) * rows) as f64
+        }
+        Op::Divergence(op) => 8.0 * op.sample.elements() as f64,
         Op::TopK(op) => op.x.elements() as f64,
         Op::TopP(op) => op.x.elements() as f64,
     };

@@ -843,6 +843,8 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::ScatterMean(op) => (Slot::Y, &op.y),
         Op::ClusterUpdate(op) => (Slot::NewMeans, &op.new_means),
         Op::Evict(op) => (Slot::NewScores, &op.new_scores),
+        Op::VerticalSlash(op) => (Slot::Bits, &op.bits),
+        Op::Divergence(op) => (Slot::Chosen, &op.chosen),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod ceiling_stream;
 pub mod ceiling_workgroup;
 pub mod cluster_assign;
 pub mod cluster_join;
+pub mod divergence;
 pub mod evict;
 pub mod flow_read;
 pub mod gather;
@@ -49,6 +50,7 @@ pub mod top_k_gather;
 pub mod top_k_groups;
 pub mod top_k_rows;
 pub mod top_p;
+pub mod vertical_slash;
 
 mod attention;
 mod features;
@@ -206,6 +208,8 @@ registry! {
     route_scores_subgroup: RouteScoresSubgroup,
     route_scores_tile: RouteScoresTile,
     top_p: TopP,
+    vertical_slash: VerticalSlash,
+    divergence: Divergence,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -4,6 +4,7 @@ mod aft_full;
 mod attention;
 mod check;
 mod cluster_update;
+mod divergence;
 mod evict;
 mod flow_attention;
 mod gather;
@@ -23,12 +24,14 @@ mod short_conv;
 mod softmax;
 mod sort;
 mod top_k;
+mod vertical_slash;
 mod weights;
 
 pub use aft_full::{AftFull, AftFullArgs, BiasTerm, PositionBias, PositionBiasArgs};
 pub(crate) use attention::dims;
 pub use attention::{Attention, AttentionArgs, BlockMask, Causal, Corner, KeyIndex, Window};
 pub use cluster_update::{ClusterUpdate, ClusterUpdateArgs};
+pub use divergence::{Divergence, DivergenceArgs};
 pub use evict::{Evict, EvictArgs};
 pub use flow_attention::{FlowAttention, FlowAttentionArgs};
 pub use gather::{Gather, GatherArgs};
@@ -51,6 +54,7 @@ pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
 pub use sort::{Sort, SortArgs};
 pub use top_k::{TopK, TopKArgs, TopP, TopPArgs};
+pub use vertical_slash::{VerticalSlash, VerticalSlashArgs};
 pub use weights::{Stage, Statistic, Weights};
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +83,13 @@ macro_rules! ops {
             pub fn check(&self) -> Result<()> {
                 match self {
                     $(Self::$name(op) => op.check(),)*
+                }
+            }
+
+            /// The name of its type.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($name),)*
                 }
             }
 
@@ -129,6 +140,10 @@ ops! {
     RouteScores,
     /// From scores to the blocks or keys that queries attend.
     Route,
+    /// Columns and diagonals, as blocks.
+    VerticalSlash,
+    /// How far two distributions are from one another.
+    Divergence,
     /// Rows that an index names.
     Gather,
     /// Elements in the order of their buckets.
@@ -320,6 +335,20 @@ slots! {
     RowStarts: in "row_starts",
     /// Lower bounds of the keys of a block.
     KMin: in "k_min",
+    /// Columns of scores.
+    Columns: in "columns",
+    /// Diagonals of scores.
+    Diagonals: in "diagonals",
+    /// Which heads have another index.
+    HeadChoice: in "head_choice",
+    /// Weights of a sample of queries.
+    Sample: in "sample",
+    /// What is held for them.
+    Estimate: in "estimate",
+    /// Heads whose estimate is near.
+    Chosen: out "chosen",
+    /// How far it is.
+    Distance: out "distance",
     /// Factors on the scores of each head.
     HeadWeights: in "head_weights",
     /// Partial results, allocated by the engine.

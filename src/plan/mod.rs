@@ -5,6 +5,7 @@ mod aft_full;
 mod attention;
 mod choose;
 mod cluster_update;
+mod divergence;
 mod evict;
 mod flow_attention;
 mod gather;
@@ -26,6 +27,7 @@ mod softmax;
 mod sort;
 mod top_k;
 mod top_p;
+mod vertical_slash;
 
 use std::fmt;
 
@@ -207,7 +209,9 @@ impl Outline {
             | Op::Sort(_)
             | Op::ScatterMean(_)
             | Op::ClusterUpdate(_)
-            | Op::Evict(_) => &[Schedule::Rows],
+            | Op::Evict(_)
+            | Op::VerticalSlash(_)
+            | Op::Divergence(_) => &[Schedule::Rows],
             Op::Attention(_) => &[
                 Schedule::Decode,
                 Schedule::Subgroup,
@@ -248,6 +252,8 @@ impl Outline {
             Op::ScatterMean(op) => scatter_mean::outline(op, caps)?,
             Op::ClusterUpdate(op) => cluster_update::outline(op, caps)?,
             Op::Evict(op) => evict::outline(op, caps)?,
+            Op::VerticalSlash(op) => vertical_slash::outline(op, caps)?,
+            Op::Divergence(op) => divergence::outline(op, caps)?,
         };
         if outline.scratch_bytes > caps.max_buffer_bytes {
             return Err(Error::unsupported(

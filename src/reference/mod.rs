@@ -8,6 +8,7 @@ mod gather;
 mod hrr_attention;
 mod linear_attention;
 mod merge;
+mod patterns;
 mod pool;
 pub mod presets;
 mod random_features;
@@ -31,6 +32,7 @@ pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
 pub use merge::merge;
+pub use patterns::{jensen_shannon, vertical_slash};
 pub use pool::{PoolInputs, pool};
 pub use random_features::random_features;
 pub use rotary::{RotaryInputs, rotary};

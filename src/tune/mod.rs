@@ -139,17 +139,6 @@ fn tunings(op: &Op) -> Vec<Tuning> {
                 ..with(Schedule::Ranges)
             }));
         }
-        // They have one way.
-        Op::Merge(_)
-        | Op::Rotary(_)
-        | Op::Weights(_)
-        | Op::LinearAttention(_)
-        | Op::RandomFeatures(_)
-        | Op::ShortConv(_) => {}
-        Op::HrrAttention(_) | Op::FlowAttention(_) | Op::AftFull(_) => {}
-        Op::Pool(_) | Op::Route(_) | Op::RouteScores(_) => {}
-        Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {}
-        Op::TopK(_) | Op::TopP(_) => {}
         Op::Attention(op) => {
             let [.., q_len, _] = dims(&op.q);
             if q_len <= MOST_DECODE_QUERIES {
@@ -175,6 +164,8 @@ fn tunings(op: &Op) -> Vec<Tuning> {
                 }));
             }
         }
+        // The others have one way.
+        _ => {}
     }
     list
 }
@@ -202,33 +193,6 @@ pub fn bucket(op: &Op) -> String {
                 if op.in_place { " in place" } else { "" },
             )
         }
-        Op::Merge(op) => format!(
-            "merge {} of 2^{} elements",
-            op.o_parts.dtype,
-            log2(op.o_parts.elements())
-        ),
-        Op::Weights(op) => format!("weights of 2^{} elements", log2(op.out.elements())),
-        Op::Rotary(op) => format!(
-            "rotary {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.x.elements())
-        ),
-        Op::RandomFeatures(op) => format!(
-            "random features {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.y.elements())
-        ),
-        Op::LinearAttention(op) => format!(
-            "linear attention {} of 2^{} elements",
-            op.q.dtype,
-            log2(op.o.elements())
-        ),
-        Op::ShortConv(op) => format!(
-            "short conv {} of 2^{} elements, {} taps",
-            op.x.dtype,
-            log2(op.x.elements()),
-            op.taps()
-        ),
         Op::Scan(op) => {
             let sizes = op.sizes();
             let carried = match op.rule {
@@ -243,69 +207,13 @@ pub fn bucket(op: &Op) -> String {
                 log2(sizes.seq)
             )
         }
-        Op::HrrAttention(op) => format!(
-            "hrr attention {} of 2^{} elements",
-            op.q.dtype,
-            log2(op.o.elements())
-        ),
-        Op::FlowAttention(op) => format!(
-            "flow attention {} of 2^{} elements",
-            op.q.dtype,
-            log2(op.o.elements())
-        ),
-        Op::AftFull(op) => format!(
-            "aft full {} of 2^{} elements",
-            op.q.dtype,
-            log2(op.o.elements())
-        ),
-        Op::TopK(op) => format!(
-            "top k {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.x.elements())
-        ),
-        Op::TopP(op) => format!(
-            "top p {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.x.elements())
-        ),
-        Op::Pool(op) => format!(
-            "pool {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.x.elements())
-        ),
-        Op::RouteScores(op) => format!(
-            "route scores {} of 2^{} elements",
-            op.q.dtype,
-            log2(op.out.elements())
-        ),
-        Op::Route(op) => format!(
-            "route {} of 2^{} elements",
-            op.scores.dtype,
-            log2(op.scores.elements())
-        ),
-        Op::Gather(op) => format!(
-            "gather {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.y.elements())
-        ),
-        Op::Sort(op) => format!(
-            "sort of 2^{} elements, 2^{} buckets",
-            log2(op.x.elements()),
-            log2(op.buckets)
-        ),
-        Op::ScatterMean(op) => format!(
-            "scatter mean {} of 2^{} elements",
-            op.x.dtype,
-            log2(op.x.elements())
-        ),
-        Op::ClusterUpdate(op) => format!(
-            "cluster update {} of 2^{} elements, 2^{} centroids",
-            op.x.dtype,
-            log2(op.x.elements()),
-            log2(op.means.elements())
-        ),
-        Op::Evict(op) => format!("evict of 2^{} places", log2(op.indices.elements())),
         Op::Attention(op) => attention_bucket(op),
+        // They have one way, and nothing is looked up.
+        _ => {
+            let tensors = op.tensors();
+            let most = tensors.iter().map(|(_, layout)| layout.elements()).max();
+            format!("{} of 2^{} elements", op.name(), log2(most.unwrap_or(1)))
+        }
     }
 }
 
