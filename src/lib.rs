@@ -136,9 +136,10 @@ pub use ops::{
     Statistic, UpdateRule, Weights, Window, rotary_tables,
 };
 pub use ops::{
-    Blocks, ClusterUpdate, ClusterUpdateArgs, Divergence, DivergenceArgs, Divisor, Evict, EvictArgs, FirstQuery, Gather,
-    GatherArgs, Keep, NONE, Pool, PoolArgs, PoolRule, Route, RouteArgs, RouteMass, RouteScores,
-    RouteScoresArgs, ScatterMean, ScatterMeanArgs, ScoreRule, Sort, SortArgs, VerticalSlash, VerticalSlashArgs, Visible,
+    Blocks, ClusterUpdate, ClusterUpdateArgs, Divergence, DivergenceArgs, Divisor, Evict,
+    EvictArgs, FirstQuery, Gather, GatherArgs, Keep, NONE, Pool, PoolArgs, PoolRule, Route,
+    RouteArgs, RouteMass, RouteScores, RouteScoresArgs, ScatterMean, ScatterMeanArgs, ScoreRule,
+    Sort, SortArgs, VerticalSlash, VerticalSlashArgs, Visible,
 };
 pub use ops::{TopK, TopKArgs, TopP, TopPArgs};
 pub use pipeline::Counters;

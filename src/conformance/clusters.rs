@@ -193,7 +193,10 @@ pub(super) fn routing(reader: &mut Reader<'_>) -> Result<Problem, String> {
     };
     let mut lines = String::new();
     if query_mask.is_some() {
-        lines += &format!("if (asks(batch * {n}u + own) == 0u) {{ s = {MASKED}; }}\n");
+        // A token that does not ask is not asked either.
+        lines += &format!(
+            "if (min(asks(batch * {n}u + own), asks(batch * {n}u + other)) == 0u) {{ s = {MASKED}; }}\n"
+        );
     }
     if causal {
         lines += &format!("if (other > own) {{ s = {MASKED}; }}\n");

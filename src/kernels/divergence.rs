@@ -17,10 +17,7 @@ pub struct Variant {
 
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
-        vec![
-            ("WORKGROUP", WORKGROUP),
-            ("DISTANCE", self.distance.into()),
-        ]
+        vec![("WORKGROUP", WORKGROUP), ("DISTANCE", self.distance.into())]
     }
 
     fn supports(&self, caps: &Caps) -> Result<(), String> {

@@ -48,8 +48,13 @@ pub(super) fn outline(op: &Divergence, caps: &Caps) -> Result<Outline> {
     };
     plan.outline(|slice| {
         let [sample_at, sample_batch, sample_head, sample_place, _] = slice.places(Slot::Sample);
-        let [estimate_at, estimate_batch, estimate_head, estimate_place, _] =
-            slice.places(Slot::Estimate);
+        let [
+            estimate_at,
+            estimate_batch,
+            estimate_head,
+            estimate_place,
+            _,
+        ] = slice.places(Slot::Estimate);
         let [chosen_at, chosen_batch, chosen_head, ..] = slice.places(Slot::Chosen);
         let [distance_at, distance_batch, distance_head, ..] = slice.places(Slot::Distance);
         let params = Params {

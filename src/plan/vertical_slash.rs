@@ -24,7 +24,10 @@ pub(super) fn outline(op: &VerticalSlash, caps: &Caps) -> Result<Outline> {
     let iterations = 2 * each(columns) + each(diagonals) * (1 + span) + 2 * each(WORDS.into());
     if iterations > caps.loop_budget.into() {
         return Err(Error::unsupported(
-            format!("{columns} columns and {diagonals} diagonals, in rows of {} queries", op.block_q),
+            format!(
+                "{columns} columns and {diagonals} diagonals, in rows of {} queries",
+                op.block_q
+            ),
             format!(
                 "a kernel may loop {} times on this device, and takes {iterations}",
                 caps.loop_budget
@@ -55,11 +58,21 @@ pub(super) fn outline(op: &VerticalSlash, caps: &Caps) -> Result<Outline> {
         let workgroups = slice.sequences * rows * windows;
         let [columns_at, columns_batch, columns_head, columns_place, _] =
             slice.places(Slot::Columns);
-        let [diagonals_at, diagonals_batch, diagonals_head, diagonals_place, _] =
-            slice.places(Slot::Diagonals);
+        let [
+            diagonals_at,
+            diagonals_batch,
+            diagonals_head,
+            diagonals_place,
+            _,
+        ] = slice.places(Slot::Diagonals);
         let [bits_at, bits_batch, bits_head, bits_row, bits_word] = slice.places(Slot::Bits);
-        let [blocks_at, blocks_batch, blocks_head, blocks_row, blocks_word] =
-            slice.places(Slot::Blocks);
+        let [
+            blocks_at,
+            blocks_batch,
+            blocks_head,
+            blocks_row,
+            blocks_word,
+        ] = slice.places(Slot::Blocks);
         let [head_choice_at, head_choice_batch, head_choice_head, ..] =
             slice.places(Slot::HeadChoice);
         let params = Params {
