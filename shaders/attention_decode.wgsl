@@ -147,7 +147,9 @@ fn main(
             //@unroll
             for (var c = 0u; c < SUBGROUP; c++) {
 //@if LISTS
-                let x = load_v(v_base + min(subgroupBroadcast(key, c), last) * params.v_row, d);
+                let listed = subgroupBroadcast(key, c);
+                // Nothing times what is not listed may be NaN.
+                let x = select(vec4<f32>(), load_v(v_base + min(listed, last) * params.v_row, d), listed <= last);
 //@else
                 let x = load_v(v_base + min(first + c * stretch, last) * params.v_row, d);
 //@endif

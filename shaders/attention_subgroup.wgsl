@@ -162,8 +162,12 @@ fn main(
             for (var t = 0u; t < V_LOADS; t++) {
                 let n = t * SUBGROUP + lane;
                 let d = min(chunk * V_CHUNK + n % V_CHUNK, V4 - 1u);
-                let key = min(key_at(walk, j + n / V_CHUNK, end), last);
-                share[t] = load_v(v_base + key * params.v_row, d);
+                let key = key_at(walk, j + n / V_CHUNK, end);
+                share[t] = load_v(v_base + min(key, last) * params.v_row, d);
+//@if LISTS
+                // Nothing times what is not listed may be NaN.
+                share[t] = select(vec4<f32>(), share[t], key <= last);
+//@endif
             }
             //@unroll
             for (var e = 0u; e < V_CHUNK; e++) {

@@ -179,11 +179,15 @@ fn main(
             workgroupBarrier();
             for (var n = 0u; n < LOADS; n++) {
                 let row = load_row + n * (THREADS / CHUNK);
-                let key = min(key_at(walk, j + row, end), last);
+                let key = key_at(walk, j + row, end);
                 var value = 0.0;
                 if (d < params.value_dim) {
-                    value = f32(v[v_base + key * params.v_row + d * params.v_dim]);
+                    value = f32(v[v_base + min(key, last) * params.v_row + d * params.v_dim]);
                 }
+//@if LISTS
+                // Nothing times what is not listed may be NaN.
+                value = select(0.0, value, key <= last);
+//@endif
                 right[row * PITCH + load_dim] = value;
             }
             workgroupBarrier();

@@ -425,6 +425,8 @@ impl Engine {
                 let block: Vec<u8> = match slot {
                     // Sequences of the same length, all blocks, and no prefix.
                     Slot::CuQ | Slot::CuKv => even_starts(op, slot, layout),
+                    Slot::BlockStarts => even_starts(op, slot, layout),
+                    Slot::Index => spread(op),
                     Slot::Blocks => vec![0xff; 1 << 18],
                     Slot::PrefixLen => vec![0; 1 << 18],
                     _ => noise_of(layout.dtype),
@@ -627,6 +629,19 @@ impl Plan {
     pub fn scratch_bytes(&self) -> u64 {
         self.outline.scratch_bytes
     }
+}
+
+/// Numbers below those of what an index names, far from one another.
+fn spread(op: &Op) -> Vec<u8> {
+    let total = match op {
+        Op::Attention(op) => op.k.shape.get(2).copied(),
+        _ => None,
+    };
+    let total = total.unwrap_or(1).max(1);
+    let words: Vec<u32> = (0..1u64 << 16)
+        .map(|number| (number * 0x9e37_79b1 % total) as u32)
+        .collect();
+    bytemuck::cast_slice(&words).to_vec()
 }
 
 /// Where sequences of the same length begin, as the bytes of a buffer.

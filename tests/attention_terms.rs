@@ -5,8 +5,8 @@ mod common;
 
 use common::{Blocks, CHEAP, DECODE, Heads, Lists, Problem, TILE, Terms, gpus, name, say};
 use foveate::{
-    Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Engine, Gpu, Layout, Schedule,
-    Tuning, Window,
+    Attention, AttentionArgs, BlockMask, Causal, Corner, DType, Engine, Gpu, Layout, NONE,
+    Schedule, Tuning, Window,
     reference::{self, AttentionInputs},
 };
 
@@ -908,8 +908,10 @@ fn hidden_tiles_are_never_read() {
     };
     let words = [0b01_0010u32];
     let [bits] = words;
+    // A list with unused places between, and a key that is past the valid ones.
+    let list = [77u32, NONE, 3, 500, NONE];
     each(|gpu, tuning, label| {
-        for blocks in [false, true] {
+        for (blocks, lists) in [(false, false), (true, false), (false, true)] {
             let layout = |len: usize| Layout::f32([1, 1, len, dim].map(|len| len as u64));
             let mut op = Attention::new(layout(rows), layout(keys), layout(keys));
             if blocks {
@@ -918,12 +920,17 @@ fn hidden_tiles_are_never_read() {
                     block_q: 16,
                     block_kv: 100,
                 });
+            } else if lists {
+                op.kv_len = Some(Layout::new(DType::U32, [1]));
+                op = op.key_index(Layout::new(DType::U32, [1, 1, 1, 5]), 16);
             } else {
                 op = op.causal(Causal::BottomRight).window(windowed);
             }
             let seen = |key: usize| {
                 if blocks {
                     bits >> (key / 100) & 1 == 1
+                } else if lists {
+                    key == 3 || key == 77
                 } else {
                     key < 3 || key + 20 >= keys - rows
                 }
@@ -935,6 +942,8 @@ fn hidden_tiles_are_never_read() {
             let (q64, k64, v64) = (wide(&q), wide(&k), wide(&v));
             let expected = reference::attention(&AttentionInputs {
                 blocks: mask.as_ref().map(|mask| (mask, &words[..])),
+                lists: op.key_index.as_ref().map(|lists| (lists, &list[..])),
+                lens: lists.then_some(&[450][..]),
                 ..AttentionInputs::of(&op, &q64, &k64, &v64)
             });
             let poisoned = |data: Vec<f32>| -> Vec<f32> {
@@ -949,10 +958,17 @@ fn hidden_tiles_are_never_read() {
             let tensor = gpu.upload_u32(&words, [1, 1, 1, 1]).unwrap();
             let mut args = AttentionArgs::new(q.view(), k.view(), v.view(), o.view());
             args.blocks = blocks.then(|| tensor.view());
+            let tensor = gpu.upload_u32(&list, [1, 1, 1, 5]).unwrap();
+            args.index = lists.then(|| tensor.view());
+            let tensor = gpu.upload_u32(&[450], [1]).unwrap();
+            args.kv_len = lists.then(|| tensor.view());
             let plan = gpu.engine().plan_with(&op.into(), tuning).unwrap();
             gpu.run(&plan.bind(args).unwrap()).unwrap();
             let error = reference::error(&gpu.download(&o).unwrap(), &expected.o);
-            assert!(error <= F32, "{label}, blocks {blocks}: {error:e}");
+            assert!(
+                error <= F32,
+                "{label}, blocks {blocks}, lists {lists}: {error:e}"
+            );
         }
     });
 }
@@ -997,6 +1013,22 @@ fn long_ranges_lose_no_key() {
         }),
         ..Terms::default()
     };
+    // Blocks between the first keys and the window are visited too.
+    let blocks_between = Terms {
+        blocks: Some(Blocks {
+            block_q: 64,
+            block_kv: 64,
+            per_batch: false,
+            heads: Heads::Shared,
+        }),
+        window: Some(Window {
+            left: Some(256),
+            right: Some(0),
+            first: 4,
+            corner: Corner::BottomRight,
+        }),
+        ..Terms::default()
+    };
     // Two long runs.
     let early = Terms {
         window: Some(Window {
@@ -1029,6 +1061,11 @@ fn long_ranges_lose_no_key() {
                 "blocks",
                 problem([1, 11, 1], [3, 16_384], 4, blocks.clone()),
                 vec![subgroup, tile],
+            ),
+            (
+                "blocks, first keys and a window",
+                problem([1, 1, 1], [128, 100_000], 64, blocks_between.clone()),
+                vec![tile],
             ),
             (
                 "first keys",

@@ -648,6 +648,30 @@ fn the_loop_budget_holds() {
             planned(Softmax::new(Layout::f32([length, 300]), 0), &caps);
         }
     }
+    // Many blocks of any length, some perhaps without keys, on a device that was not measured.
+    let mut op = attention([1, 2, 2, 1024, 8192, 64, 64]);
+    op = op
+        .block_mask(BlockMask {
+            bits: Layout::new(DType::U32, [1, 1, 1024, 256]),
+            block_q: 1,
+            block_kv: 0,
+        })
+        .block_starts(Layout::new(DType::U32, [8193]));
+    for subgroup in [None, Some((8, 8))] {
+        let caps = Caps {
+            subgroup,
+            ..lavapipe()
+        };
+        planned(op.clone(), &caps);
+    }
+    // A list of every query, whose heads are far apart.
+    let mut op = attention([1, 8, 1, 131_072, 8192, 64, 64]);
+    op = op.key_index(Layout::new(DType::U32, [1, 8, 131_072, 4096]), 1);
+    let caps = Caps {
+        max_buffer_bytes: 1 << 40,
+        ..lavapipe()
+    };
+    planned(op, &caps);
     let caps = Caps {
         loop_budget: 1,
         ..lavapipe()
@@ -1759,22 +1783,38 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 },
             }
         });
-    let blocks = (any_len(), any_len()).prop_flat_map(move |(block_q, block_kv)| {
-        let count = |len: u64, block: u64| len.div_ceil(block.max(1));
-        let words = count(keys, block_kv).div_ceil(32);
-        laid_out(DType::U32, vec![batch, heads, count(rows, block_q), words]).prop_map(
-            move |bits| BlockMask {
-                bits,
-                block_q,
-                block_kv,
-            },
-        )
-    });
-    let lists = (any_len(), 1u64..9).prop_flat_map(move |(block_q, entries)| {
-        let count = rows.div_ceil(block_q.max(1));
-        laid_out(DType::U32, vec![batch, heads, count, entries])
-            .prop_map(move |index| KeyIndex { index, block_q })
-    });
+    let index_heads = prop::sample::select(vec![1, op.k.shape[1], heads]);
+    let heads_of_lists = index_heads.clone();
+    let blocks = (any_len(), any_len())
+        .prop_flat_map(move |(block_q, block_kv)| {
+            let count = |len: u64, block: u64| len.div_ceil(block.max(1));
+            let blocks = count(keys, block_kv);
+            let words = blocks.div_ceil(32);
+            let bits = index_heads.clone().prop_flat_map(move |heads| {
+                laid_out(DType::U32, vec![batch, heads, count(rows, block_q), words])
+            });
+            let starts = prop::option::of(laid_out(DType::U32, vec![blocks + 1]));
+            (bits, starts).prop_map(move |(bits, starts)| {
+                let mask = BlockMask {
+                    bits,
+                    block_q,
+                    block_kv,
+                };
+                (mask, starts)
+            })
+        })
+        .boxed();
+    let lists = (any_len(), 1u64..9)
+        .prop_flat_map(move |(block_q, entries)| {
+            let count = rows.div_ceil(block_q.max(1));
+            heads_of_lists
+                .clone()
+                .prop_flat_map(move |heads| {
+                    laid_out(DType::U32, vec![batch, heads, count, entries])
+                })
+                .prop_map(move |index| KeyIndex { index, block_q })
+        })
+        .boxed();
     let text = prop_oneof![
         4 => Just("fn score_mod(s: f32, b: u32, h: u32, i: u32, j: u32) -> f32 { return -s; }"),
         2 => Just("fn mask_mod(b: u32, h: u32, i: u32, j: u32) -> bool { return i != j; }"),
@@ -1830,7 +1870,9 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 op.sinks = wanted[4].then_some(sinks);
                 op.gate = wanted[9].then_some(gate);
                 op.window = wanted[5].then_some(window);
-                op.block_mask = wanted[6].then_some(blocks);
+                if wanted[6] {
+                    (op.block_mask, op.block_starts) = (Some(blocks.0), blocks.1);
+                }
                 op.key_index = wanted[10].then_some(lists);
                 op.softcap = softcap.filter(|_| wanted[7]);
                 if wanted[8] {
@@ -1839,12 +1881,11 @@ fn any_terms(op: Attention) -> impl Strategy<Value = Op> {
                 // Terms that exclude each other, but for one op in ten.
                 if odd != 0 {
                     if op.key_index.is_some() {
-                        op.block_mask = None;
+                        (op.block_mask, op.block_starts) = (None, None);
                     }
                     if op.cu_q.is_some() {
                         if batch == 1 {
-                            (op.q_len, op.kv_len, op.prefix_len, op.block_mask) =
-                                (None, None, None, None);
+                            (op.q_len, op.kv_len, op.prefix_len) = (None, None, None);
                         } else {
                             (op.cu_q, op.cu_kv) = (None, None);
                         }

@@ -334,6 +334,32 @@ fn block_masks() {
     }
 }
 
+/// A mask of a row for every query, and blocks of keys that begin there.
+fn chunks(starts: Vec<u32>) -> Terms {
+    Terms {
+        blocks: Some(Blocks {
+            block_q: 1,
+            block_kv: 0,
+            per_batch: false,
+            heads: Heads::Query,
+        }),
+        block_starts: Some(starts),
+        ..Terms::default()
+    }
+}
+
+#[test]
+fn block_masks_of_chunks() {
+    for starts in [
+        vec![0u32, 3, 3, 10, 50, 51, 60, 140],
+        (0..=45).map(|n| 5 + n * 3 - n % 2).collect(),
+    ] {
+        let mut problem = with([2, 2, 1], [10, 140], 8, chunks(starts));
+        problem.causal = Causal::BottomRight;
+        all(&problem, &PLAIN);
+    }
+}
+
 #[test]
 fn packed_sequences() {
     let packed = [vec![0, 3, 3, 10, 14], vec![0, 70, 75, 75, 100]];
@@ -492,6 +518,12 @@ fn long_rows_and_columns() {
         ] {
             check(&gpu, &rows, &statistic, &PLAIN);
         }
+        // Thousands of short blocks, some of no keys.
+        let pairs = chunks((0..=9000u32).map(|n| (n * 2).min(16_384)).collect());
+        let blocks = with([1, 1, 1], [3, 16_384], 64, pairs.clone());
+        let columns = with([1, 1, 1], [20_000, 300], 16, pairs);
+        check(&gpu, &blocks, &Statistic::Entropy, &PLAIN);
+        check(&gpu, &columns, &Statistic::Mass, &PLAIN);
         check(
             &gpu,
             &with([1, 1, 1], [1, 70_000], 4, Terms::default()),

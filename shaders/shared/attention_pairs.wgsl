@@ -47,5 +47,5 @@ fn pair_weight(score: f32, sum: f32, row: Row, key: u32) -> f32 {
 
 // A walk over all keys of the slice, for rows that are asked about each.
 fn whole_walk(tile: Tile, row: u32) -> Walk {
-    return Walk(0u, 0u, 0u, params.kv_len, 0u, params.kv_len, tile.batch, tile.kv_head, row, row, 0u);
+    return Walk(0u, 0u, 0u, params.kv_len, 0u, params.kv_len, tile.batch, tile.kv_head, row, row, 0u, 0u);
 }

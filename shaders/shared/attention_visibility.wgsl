@@ -173,6 +173,7 @@ struct Walk {
     first_row: u32,
     last_row: u32,
     list: u32,  // where the list of keys begins
+    keys: u32,  // listed keys count before this one
 }
 
 fn walk_of(tile: Tile, last_row: u32) -> Walk {
@@ -182,7 +183,13 @@ fn walk_of(tile: Tile, last_row: u32) -> Walk {
     let high = min(low + params.split_keys, params.entries);
     let list = params.index_at + tile.batch * params.index_batch + tile.kv_head * params.index_head
         + tile.list * params.index_row;
-    return Walk(low, low, low, high, low, high, tile.batch, tile.kv_head, tile.first_row, last_row, list);
+//@if PACKED
+    let valid = min(cu_kv[params.cu_kv_at + params.sequences * params.cu_kv_sequence], params.all_keys);
+//@else
+    let valid = keys_of(tile.batch);
+//@endif
+    let keys = local_key(i32(valid));
+    return Walk(low, low, low, high, low, high, tile.batch, tile.kv_head, tile.first_row, last_row, list, keys);
 //@else
     var keys = params.split_keys;
 //@if KV_LEN
@@ -219,7 +226,7 @@ fn walk_of(tile: Tile, last_row: u32) -> Walk {
     let first = clamp(all.first, begin, limit);
     let early = clamp(all.early, begin, end);
     let start = clamp(all.start, begin, early);
-    var walk = Walk(start, early, first, limit, begin, end, tile.batch, tile.kv_head, tile.first_row, last_row, 0u);
+    var walk = Walk(start, early, first, limit, begin, end, tile.batch, tile.kv_head, tile.first_row, last_row, 0u, 0u);
 //@if RUNS
     // What overlaps, or follows within a few keys, is one run.
     if (start < early && (first <= early + 8u || first == limit)) {
@@ -245,13 +252,13 @@ fn clip(sight: Sight, walk: Walk) -> Sight {
 fn key_at(walk: Walk, place: u32, end: u32) -> u32 {
 //@if LISTS
     let key = index[walk.list + min(place, end - 1u) * params.index_entry] - params.key_start;
-    return select(0xffffffffu, key, place < end && key < params.kv_len);
+    return select(0xffffffffu, key, place < end && key < walk.keys);
 //@else
     return place;
 //@endif
 }
 
-// The last key that a run to `end` may read.
+// The last key that a run to `end` may read; of a list, where there is none, what is read counts for nothing.
 fn last_key(end: u32) -> u32 {
 //@if LISTS
     return params.kv_len - 1u;
@@ -377,7 +384,8 @@ fn next_run(walk: Walk, at: u32) -> vec2<u32> {
             if (open) {
                 let first = clamp(block_start(found), params.key_start + next, params.key_start + stop);
                 let last = clamp(block_start(found + 1u), params.key_start + next, params.key_start + stop);
-                low = found + 1u;
+                // What begins where an empty block does is one look, however many blocks begin there.
+                low = max(found + 1u, block_of(max(first, last)));
                 if (first < last) {
                     run = vec2<u32>(first, last) - params.key_start;
                     open = false;

@@ -78,7 +78,7 @@ pub struct BlockMask {
     pub block_kv: u64,
 }
 
-/// Lists of the keys that queries attend to, one for each `block_q` queries: no other key is read.
+/// Lists of the keys that queries attend to, one for each `block_q` queries: whatever others hold, they count for nothing.
 ///
 /// The tensor is u32 `[batch, heads, lists, entries]`, where the first axis may be 1, `heads` is 1, `kv_heads` or
 /// `q_heads`, and `lists` is `ceil(q_len / block_q)`. Entries are numbers of keys, in any order. One that is no key

@@ -269,9 +269,14 @@ impl<'a> Space<'a> {
             }
         };
         while scratch_of(&part) > limit {
+            // Queries that share a list stay together.
+            let fewest = match &self.op.key_index {
+                Some(lists) if lists.block_q < self.lens[ROW] => lists.block_q,
+                _ => 1,
+            };
             match [ROW, GROUP, HEAD, BATCH]
                 .into_iter()
-                .find(|&axis| part[axis] > 1)
+                .find(|&axis| part[axis] > if axis == ROW { fewest } else { 1 })
             {
                 Some(axis) => {
                     part[axis] = part[axis].div_ceil(2);
@@ -376,6 +381,8 @@ impl<'a> Space<'a> {
         let given = [&self.op.head_windows, &self.op.prefix_len, &self.op.cu_q];
         let bounded = given.into_iter().all(Option::is_none);
         let bounded = bounded && self.op.key_index.is_none();
+        // A walk by blocks takes those between the first keys and the window too.
+        let bounded = bounded && (self.op.block_mask.is_none() || reach.early == 0);
         let (Some(left), Some(right), true) = (reach.left, reach.right, bounded) else {
             return u64::MAX;
         };
@@ -690,18 +697,18 @@ impl<'a> Space<'a> {
                 }
                 Slot::Index => {
                     if let Some(KeyIndex { index, block_q }) = &op.key_index {
-                        let [b, h, list, entry] = shared(index).map(small);
+                        let [b, h, list, entry] = shared(index);
                         // The first of several queries' lists, where the window begins with the tensor's first.
                         let first = match block_q {
                             1 => 0,
                             _ => part.start[ROW] / block_q,
                         };
                         let each = dims(index)[1] != self.lens[HEAD];
-                        params.index_at = at + small(first) * list;
-                        params.index_batch = b;
-                        params.index_head = if each { h * small(self.lens[GROUP]) } else { h };
-                        params.index_row = list;
-                        params.index_entry = entry;
+                        params.index_at = at + small(first * list);
+                        params.index_batch = small(b);
+                        params.index_head = small(if each { h * self.lens[GROUP] } else { h });
+                        params.index_row = small(list);
+                        params.index_entry = small(entry);
                     }
                 }
                 Slot::Buffer0 => params.buffer_0_at = at,

@@ -177,17 +177,14 @@ impl Choice {
                 let looks = 2 + pieces.min(rows);
                 let words = dims(&mask.bits)[3].saturating_mul(1 + looks);
                 let budget = budget.checked_sub(words)?;
-                // Blocks of any length are searched for, at both ends of what is left and for each row; those
-                // without keys are looked at too.
-                let (block_kv, looks, budget) = match &op.block_starts {
+                // Blocks of any length are searched for, at both ends of what is left and for each row; and there may
+                // be some without keys before each.
+                let (block_kv, looks) = match &op.block_starts {
                     Some(starts) => {
-                        let blocks = dims(starts)[0];
-                        let search = u64::from(u64::BITS - blocks.leading_zeros());
-                        let empty = blocks.saturating_mul(2 + looks);
-                        let looks = looks + search * (2 + MOST_OWN_ROWS);
-                        (1, looks, budget.checked_sub(empty)?)
+                        let search = u64::from(u64::BITS - dims(starts)[0].leading_zeros());
+                        (1, 2 * (2 + looks) + search * (4 + MOST_OWN_ROWS))
                     }
-                    None => (mask.block_kv, looks, budget),
+                    None => (mask.block_kv, looks),
                 };
                 let most = |run: u64| {
                     let run_keys = run.saturating_mul(step);
@@ -276,7 +273,7 @@ pub(super) fn choose(
         } else if let Err(reason) = runs {
             Some(reason)
         } else if candidate.most_keys(op, caps.loop_budget).is_none() {
-            Some("the loop budget is smaller than one step".into())
+            Some("the loop budget is smaller than one step: measure it (Engine::measure)".into())
         } else if tuning.schedule.is_none()
             && let Some(reason) = unsuited(schedule, op, caps)
         {

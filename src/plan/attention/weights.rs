@@ -238,6 +238,13 @@ impl<'a> Pairs<'a> {
         let search = 2 + u64::from(u64::BITS - sequences.leading_zeros());
         let dot = 2 + dims(&attention.q)[3].div_ceil(4);
         let lanes = u64::from(WORKGROUP);
+        // Blocks of any length are searched for: for each pair, and at both ends of a run.
+        let starts = attention
+            .block_starts
+            .as_ref()
+            .map(|starts| dims(starts)[0]);
+        let look = starts.map_or(0, |starts| u64::from(u64::BITS - starts.leading_zeros()));
+        let dot = dot + look;
         let (each, others) = match self.op.statistic {
             Statistic::Mass => {
                 let rows = u64::from(attention_mass::ROWS);
@@ -254,10 +261,18 @@ impl<'a> Pairs<'a> {
         let most = match &attention.block_mask {
             Some(mask) if runs => {
                 // Each block is a run, with a step that it does not fill, and found by looks at words.
-                let block = mask.block_kv.min(1 << 20);
-                let run = each + 8;
+                let block = if starts.is_some() {
+                    1
+                } else {
+                    mask.block_kv.min(1 << 20)
+                };
+                // Before each there may be a block without keys.
+                let run = each + 8 + if starts.is_some() { 8 + 4 * look } else { 0 };
                 let budget = budget.checked_sub(3 * run)?;
-                budget * lanes * block / (each * block + lanes * run)
+                let by_length = budget * lanes * block / (each * block + lanes * run);
+                // No more of them than there are.
+                let by_count = |starts: u64| budget.saturating_sub(starts * run) / each * lanes;
+                by_length.max(starts.map_or(0, by_count))
             }
             // A second run, and a step that it does not fill.
             _ if runs => budget.checked_sub(each + 5)? / each * lanes,
