@@ -1,8 +1,9 @@
 // Merges attention results over parts of the keys into that over all: the partial results of key ranges,
-// from scratch, or outputs with their log-sum-exps that a caller has (PARTS).
+// from scratch, or outputs that a caller has (PARTS), with their log-sum-exps (TOTALS), gates (GATES) or both.
 //
 // Formula:   o = sum_s 2^(m_s - m) o_s / sum_s 2^(m_s - m) l_s; lse = ln 2 (m + log2 l); m = max_s m_s.
 //            PARTS: e^(m_s - m), with m_s = lse_s and l_s = 1. A part that saw no key is left out.
+//            GATES: o_s times gate_s; without TOTALS, o = sum_s gate_s o_s. A part whose gate is 0 is left out.
 // Grid:      one invocation per output element, or per vector of four (VEC4).
 // Workgroup: 64 invocations.
 // Memory:    none.
@@ -10,8 +11,10 @@
 //@import grid
 //@import online_softmax
 
-//@if F16
+//@if ANY_F16
 enable f16;
+//@endif
+//@if F16
 alias Scalar = f16;
 //@else
 alias Scalar = f32;
@@ -24,6 +27,11 @@ const WIDTH: u32 = 4u;
 alias Stored = Scalar;
 alias Unit = f32;
 const WIDTH: u32 = 1u;
+//@endif
+//@if GATES_F16
+alias Gate = f16;
+//@else
+alias Gate = f32;
 //@endif
 
 const WORKGROUP: u32 = 64u; //@variant
@@ -43,12 +51,18 @@ struct Params {
     gate_at: u32, gate_batch: u32, gate_head: u32, gate_row: u32,
     o_parts_at: u32, o_parts_part: u32, o_parts_batch: u32, o_parts_head: u32, o_parts_row: u32, o_parts_dim: u32,
     lse_parts_at: u32, lse_parts_part: u32, lse_parts_batch: u32, lse_parts_head: u32, lse_parts_row: u32,
+    gates_at: u32, gates_part: u32, gates_batch: u32, gates_head: u32, gates_row: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 //@if PARTS
 @group(0) @binding(1) var<storage, read> o_parts: array<Stored>; // [parts, batch, q_heads, q_len, value_dim]
+//@if TOTALS
 @group(0) @binding(4) var<storage, read> lse_parts: array<f32>; // [parts, batch, q_heads, q_len]
+//@endif
+//@if GATES
+@group(0) @binding(6) var<storage, read> gates: array<Gate>; // [parts, batch, q_heads, q_len]
+//@endif
 //@else
 @group(0) @binding(1) var<storage, read> scratch: array<f32>; // [rows, splits, value_dim + 2]
 //@endif
@@ -75,7 +89,15 @@ fn row_of(number: u32) -> Row {
     return Row(rest / params.group / params.kv_heads, head, number % params.q_len, number);
 }
 
+//@if GATES
+fn part_gate(row: Row, s: u32) -> f32 {
+    let at = params.gates_at + row.batch * params.gates_batch + row.head * params.gates_head + row.i * params.gates_row;
+    return f32(gates[at + s * params.gates_part]);
+}
+
+//@endif
 //@if PARTS
+//@if TOTALS
 // The logarithm of a part's total; FLOOR where it saw no key. It stays natural until a difference is
 // taken, which loses nothing of large ones.
 fn part_maximum(row: Row, s: u32) -> f32 {
@@ -87,6 +109,7 @@ fn part_maximum(row: Row, s: u32) -> f32 {
 fn part_total(row: Row, s: u32) -> f32 {
     return 1.0;
 }
+//@endif
 
 fn part_o(row: Row, s: u32, d: u32) -> Unit {
     let at = params.o_parts_at + row.batch * params.o_parts_batch + row.head * params.o_parts_head + row.i * params.o_parts_row;
@@ -140,23 +163,43 @@ fn main(
     let row = row_of(number / units);
     let d = number % units * WIDTH;
 
+    var sum = Unit();
+//@if TOTALS
     var maximum = HIDDEN;
     for (var s = 0u; s < params.splits; s++) {
         maximum = max(maximum, part_maximum(row, s));
     }
     var total = 0.0;
-    var sum = Unit();
+//@endif
     for (var s = 0u; s < params.splits; s++) {
+//@if TOTALS
         let part = part_maximum(row, s);
         // What a part that saw no key holds may be anything.
         if (part > HIDDEN) {
             let factor = power(part - maximum);
             total = fma(factor, part_total(row, s), total);
+//@if GATES
+            let gate = part_gate(row, s);
+            if (gate != 0.0) {
+                sum = fma(Unit(factor * gate), part_o(row, s, d), sum);
+            }
+//@else
             sum = fma(Unit(factor), part_o(row, s, d), sum);
+//@endif
         }
+//@else
+        let gate = part_gate(row, s);
+        if (gate != 0.0) {
+            sum = fma(Unit(gate), part_o(row, s, d), sum);
+        }
+//@endif
     }
 
+//@if TOTALS
     var factor = reciprocal(total);
+//@else
+    var factor = 1.0;
+//@endif
 //@if GATE
     factor *= gate[params.gate_at + row.batch * params.gate_batch + row.head * params.gate_head + row.i * params.gate_row];
 //@endif

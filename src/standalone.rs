@@ -542,7 +542,7 @@ impl Gpu {
 
     /// Merges attention results over parts of the keys, outputs `[parts, batch, heads, seq,
     /// value_dim]` and log-sum-exps `[parts, batch, heads, seq]`, into that over all, with what
-    /// `options` sets on the op. The log-sum-exp of the whole goes through [`Gpu::compute`].
+    /// `options` sets on the op. The log-sum-exp of the whole, and gates, go through [`Gpu::compute`].
     ///
     /// # Errors
     /// As [`Gpu::compute`].
@@ -553,12 +553,14 @@ impl Gpu {
         options: impl FnOnce(Merge) -> Merge,
     ) -> Result<Tensor> {
         let op = options(Merge::new(o_parts.layout.clone(), lse_parts.layout.clone()));
-        if op.lse.is_some() {
-            return Err(Error::invalid(
-                "lse",
-                "has no tensor in this call",
-                "call Gpu::compute with MergeArgs",
-            ));
+        for (name, given) in [("lse", &op.lse), ("gates", &op.gates)] {
+            if given.is_some() {
+                return Err(Error::invalid(
+                    name,
+                    "has no tensor in this call",
+                    "call Gpu::compute with MergeArgs",
+                ));
+            }
         }
         let o = self.allocate(op.o.clone())?;
         let args = MergeArgs::new(o_parts.view(), lse_parts.view(), o.view());

@@ -245,20 +245,28 @@ fn wrong_merge_tensors() {
     let args = || {
         MergeArgs::new(
             View::new(&o_parts, op.o_parts.clone()),
-            View::new(&lse_parts, op.lse_parts.clone()),
+            View::new(&lse_parts, Layout::f32([3, 1, 2, 4])),
             View::new(&o, op.o.clone()),
         )
     };
 
     let short = app.buffer(92);
     let mut short_args = args();
-    short_args.lse_parts.buffer = &short;
+    short_args.lse_parts = Some(View::new(&short, Layout::f32([3, 1, 2, 4])));
     assert_eq!(
         refused(&app, op.clone(), short_args),
         Error::invalid(
             "lse_parts",
             "its buffer holds 92 bytes, and the layout ends at 96",
             TOO_SMALL,
+        )
+    );
+    assert_eq!(
+        refused(&app, op.clone().gates(Layout::f32([3, 1, 2, 4])), args()),
+        Error::invalid(
+            "gates",
+            "is missing, and the planned op has one",
+            "bind a view for it",
         )
     );
     // Over the first part: a merge is never in place.

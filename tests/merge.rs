@@ -24,23 +24,25 @@ struct Parts {
     count: usize,
     o: Vec<f32>,
     lse: Vec<f32>,
+    gates: Vec<f32>,
 }
 
 impl Parts {
-    /// Random ones for an op, log-sum-exps apart enough that some parts count for little.
+    /// Random ones for an op, log-sum-exps apart enough that some parts count for little, gates of either sign.
     fn random(op: &Merge) -> Self {
+        let half = |x| half::f16::from_f32(x).to_f32();
+        let rows = (op.o_parts.elements() / op.o_parts.shape[4]) as usize;
         let o = noise(21, op.o_parts.elements() as usize)
             .into_iter()
-            .map(|x| half::f16::from_f32(x).to_f32())
+            .map(half)
             .collect();
-        let lse = noise(22, op.lse_parts.elements() as usize)
-            .into_iter()
-            .map(|x| x * 4.0)
-            .collect();
+        let gates = noise(23, rows).into_iter().map(half).collect();
+        let lse = noise(22, rows).into_iter().map(|x| x * 4.0).collect();
         Self {
             count: op.o_parts.shape[0] as usize,
             o,
             lse,
+            gates,
         }
     }
 
@@ -60,27 +62,66 @@ impl Parts {
         self.o[at * width..][..width].fill(f32::NAN);
     }
 
-    fn merged(&self) -> reference::AttentionOutputs {
-        let wide = |data: &[f32]| -> Vec<f64> { data.iter().map(|&x| x.into()).collect() };
-        reference::merge(&wide(&self.o), &wide(&self.lse), self.count)
+    /// Shuts a row of a part: its output was never written.
+    fn shut(&mut self, part: usize, row: usize) {
+        let at = part * self.rows() + row;
+        let width = self.value_dim();
+        self.gates[at] = if part == 0 { -0.0 } else { 0.0 };
+        self.o[at * width..][..width].fill(f32::NAN);
     }
+
+    /// By log-sum-exps alone.
+    fn merged(&self) -> reference::AttentionOutputs {
+        let [o, lse] = [&self.o, &self.lse].map(|data| wide(data));
+        reference::merge(&o, &lse, self.count)
+    }
+
+    /// What an op makes of them.
+    fn expected(&self, op: &Merge) -> reference::AttentionOutputs {
+        let mut merged = self.merged();
+        if op.gates.is_some() {
+            let [o, lse, gates] = [&self.o, &self.lse, &self.gates].map(|data| wide(data));
+            let lse = op.lse_parts.is_some().then_some(&lse[..]);
+            merged.o = reference::merge_gated(&o, lse, &gates, self.count);
+        }
+        merged
+    }
+}
+
+fn wide(data: &[f32]) -> Vec<f64> {
+    data.iter().map(|&x| x.into()).collect()
 }
 
 /// Merges on the device; everything around the outputs stays as it was.
 fn run(gpu: &Gpu, op: &Merge, parts: &Parts) -> (Vec<f32>, Vec<f32>) {
     let o_parts = place(gpu, op.o_parts.clone(), &parts.o).expect("fits");
-    let lse_parts = place(gpu, op.lse_parts.clone(), &parts.lse).expect("fits");
-    merge(gpu, op, &o_parts, &lse_parts)
+    let weights = [(&op.lse_parts, &parts.lse), (&op.gates, &parts.gates)];
+    let [lse_parts, gates] = weights.map(|(layout, data)| {
+        let layout = layout.clone()?;
+        Some(place(gpu, layout, data).expect("fits"))
+    });
+    merge(gpu, op, &o_parts, lse_parts.as_ref(), gates.as_ref())
 }
 
-fn merge(gpu: &Gpu, op: &Merge, o_parts: &Tensor, lse_parts: &Tensor) -> (Vec<f32>, Vec<f32>) {
+fn merge(
+    gpu: &Gpu,
+    op: &Merge,
+    o_parts: &Tensor,
+    lse_parts: Option<&Tensor>,
+    gates: Option<&Tensor>,
+) -> (Vec<f32>, Vec<f32>) {
     let o = place(gpu, op.o.clone(), &[]).expect("fits");
     let lse = op
         .lse
         .clone()
         .map(|layout| place(gpu, layout, &[]).expect("fits"));
-    let mut args = MergeArgs::new(o_parts.view(), lse_parts.view(), o.view());
-    args.lse = lse.as_ref().map(Tensor::view);
+    let args = MergeArgs {
+        o_parts: o_parts.view(),
+        lse_parts: lse_parts.map(Tensor::view),
+        gates: gates.map(Tensor::view),
+        o: o.view(),
+        lse: lse.as_ref().map(Tensor::view),
+    };
     gpu.compute(&op.clone().into(), args)
         .unwrap_or_else(|error| panic!("{}: {error}", name(gpu)));
     untouched_around(gpu, &o).expect("reads back");
@@ -95,7 +136,7 @@ fn merge(gpu: &Gpu, op: &Merge, o_parts: &Tensor, lse_parts: &Tensor) -> (Vec<f3
 }
 
 fn check(gpu: &Gpu, op: &Merge, parts: &Parts, most: f64) {
-    let expected = parts.merged();
+    let expected = parts.expected(op);
     let (o, lse) = run(gpu, op, parts);
     let error = reference::error(&o, &expected.o);
     assert!(error <= most, "{}: o {error:e}: {op:?}", name(gpu));
@@ -315,7 +356,8 @@ fn in_ranges(gpu: &Gpu, problem: &Problem, ranges: &[u64]) {
 
     let op = contiguous(DType::F32, [ranges.len() as u64, b, hq, m, dv]).with_lse();
     let o_parts = place(gpu, op.o_parts.clone(), &[]).expect("fits");
-    let lse_parts = place(gpu, op.lse_parts.clone(), &[]).expect("fits");
+    let lse_parts = op.lse_parts.clone().expect("has them");
+    let lse_parts = place(gpu, lse_parts, &[]).expect("fits");
     let mut start = 0;
     for (part, &len) in (0..).zip(ranges) {
         let keys = |tensor: &Tensor, dim: u64| {
@@ -357,7 +399,7 @@ fn in_ranges(gpu: &Gpu, problem: &Problem, ranges: &[u64]) {
     assert_eq!(start, n, "the ranges are all keys");
     assert!(op.o_part(ranges.len() as u64).is_none());
 
-    let (o, lse) = merge(gpu, &op, &o_parts, &lse_parts);
+    let (o, lse) = merge(gpu, &op, &o_parts, Some(&lse_parts), None);
     for (what, got, want) in [("o", o, whole.o), ("lse", lse, whole.lse)] {
         let error = reference::error(&got, &want);
         assert!(error <= F32, "{}: {what} {error:e}: {problem:?}", name(gpu));
@@ -394,15 +436,18 @@ fn merges_nest() {
         parts.drop(1, 3);
         let expected = parts.merged();
         let o_parts = place(gpu, all.o_parts.clone(), &parts.o).expect("fits");
-        let lse_parts = place(gpu, all.lse_parts.clone(), &parts.lse).expect("fits");
+        let lse_layout = all.lse_parts.clone().expect("has them");
+        let lse_parts = place(gpu, lse_layout, &parts.lse).expect("fits");
 
         let halves = contiguous(DType::F32, [2, 1, 2, 6, 8]).with_lse();
         let o_halves = place(gpu, halves.o_parts.clone(), &[]).expect("fits");
-        let lse_halves = place(gpu, halves.lse_parts.clone(), &[]).expect("fits");
+        let lse_layout = halves.lse_parts.clone().expect("has them");
+        let lse_halves = place(gpu, lse_layout, &[]).expect("fits");
         for (half, (start, count)) in (0..).zip([(0, 2), (2, 3)]) {
             let mut op = contiguous(DType::F32, [count, 1, 2, 6, 8]);
             op.o_parts = op.o_parts.at(start * 96);
-            op.lse_parts = op.lse_parts.at(start * 12);
+            let lse_layout = op.lse_parts.take().expect("has them").at(start * 12);
+            op.lse_parts = Some(lse_layout.clone());
             op.o = halves.o_part(half).expect("is there");
             op.lse = halves.lse_part(half);
             let [o, lse] = [
@@ -411,16 +456,186 @@ fn merges_nest() {
             ]
             .map(|(tensor, layout)| tensor.with_layout(layout.expect("is there")));
             let o_parts = o_parts.with_layout(op.o_parts.clone());
-            let lse_parts = lse_parts.with_layout(op.lse_parts.clone());
+            let lse_parts = lse_parts.with_layout(lse_layout);
             let mut args = MergeArgs::new(o_parts.view(), lse_parts.view(), o.view());
             args.lse = Some(lse.view());
             gpu.compute(&op.into(), args).expect("runs");
         }
-        let (o, lse) = merge(gpu, &halves, &o_halves, &lse_halves);
+        let (o, lse) = merge(gpu, &halves, &o_halves, Some(&lse_halves), None);
         let error = reference::error(&o, &expected.o);
         assert!(error <= F32, "{}: {error:e}", name(gpu));
         let error = reference::error(&lse, &expected.lse);
         assert!(error <= F32, "{}: {error:e}", name(gpu));
+    }
+}
+
+/// The same merge with gates, and by gates alone.
+fn with_gates(op: &Merge, gates: Layout) -> [Merge; 2] {
+    let both = op.clone().gates(gates);
+    let mut alone = both.clone();
+    (alone.lse_parts, alone.lse) = (None, None);
+    [both, alone]
+}
+
+/// `[parts, batch, q_heads, q_len]` of the op.
+fn rows_of(op: &Merge) -> &[u64] {
+    &op.o_parts.shape[..4]
+}
+
+#[test]
+fn gates_of_hostile_shapes() {
+    for gpu in gpus() {
+        for shape in SHAPES {
+            let op = contiguous(DType::F32, shape).with_lse();
+            let parts = Parts::random(&op);
+            let half = [DType::F32, DType::F16]
+                .into_iter()
+                .filter(|dtype| *dtype == DType::F32 || gpu.engine().caps().f16);
+            for dtype in half {
+                for op in with_gates(&op, Layout::new(dtype, rows_of(&op))) {
+                    check(gpu, &op, &parts, F32);
+                }
+            }
+            if gpu.engine().caps().f16 {
+                let op = contiguous(DType::F16, shape).with_lse();
+                for op in with_gates(&op, Layout::f32(rows_of(&op))) {
+                    // Gates make some rows several times as large as others, and their roundings with them.
+                    check(gpu, &op, &parts, 2.0 * F16);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_of_strided_views_and_slices() {
+    for gpu in gpus() {
+        let mut small = gpu.clone();
+        *small.engine_mut() = gpu.engine().clone().with_caps(Caps {
+            max_binding_bytes: 4096,
+            max_workgroups: 3,
+            loop_budget: 10,
+            ..gpu.engine().caps().clone()
+        });
+        for [p, b, h, m, d] in [[3, 2, 3, 40, 8], [5, 3, 2, 20, 13]] {
+            // [batch, seq, heads, parts, dim] in memory, and gates as a linear layer writes them: [batch, seq,
+            // heads, parts], an odd number of places from the start.
+            let o_parts = Layout::f32([b, m, h, p, d])
+                .transposed(1, 3)
+                .transposed(0, 1);
+            assert_eq!(o_parts.shape, [p, b, h, m, d]);
+            let gates = Layout::f32([p, b, h, m])
+                .with_strides([1, m * h * p, p, h * p])
+                .at(3);
+            let lse_parts = gates.clone().at(1);
+            let op = Merge::new(o_parts, lse_parts).with_lse();
+            let parts = Parts::random(&op);
+            for op in with_gates(&op, gates) {
+                check(gpu, &op, &parts, F32);
+                let outline = small.engine().plan(&op.clone().into()).expect("plans");
+                assert!(outline.outline().steps.len() > 2);
+                check(&small, &op, &parts, F32);
+            }
+        }
+    }
+}
+
+/// A gate per head, per token, or for all of a part, is not copied for each row.
+#[test]
+fn gates_that_rows_share() {
+    let [p, b, h, m, d] = [3, 2, 4, 5, 8];
+    for gpu in gpus() {
+        for strides in [[h, 0, 1, 0], [b * m, m, 0, 1], [1, 0, 0, 0]] {
+            let op = contiguous(DType::F32, [p, b, h, m, d]).with_lse();
+            let mut parts = Parts::random(&op);
+            let stored = noise(24, 64);
+            let mut at = 0;
+            for part in 0..p {
+                for batch in 0..b {
+                    for head in 0..h {
+                        for i in 0..m {
+                            let place = [part, batch, head, i];
+                            let steps = place.iter().zip(&strides).map(|(n, stride)| n * stride);
+                            parts.gates[at] = stored[steps.sum::<u64>() as usize];
+                            at += 1;
+                        }
+                    }
+                }
+            }
+            let buffer = gpu.upload(&stored, [64]).expect("fits");
+            let gates = Layout::f32([p, b, h, m]).with_strides(strides);
+            let tensor = buffer.with_layout(gates.clone());
+            for op in with_gates(&op, gates) {
+                let o_parts = place(gpu, op.o_parts.clone(), &parts.o).expect("fits");
+                let lse_parts = op.lse_parts.clone();
+                let lse_parts =
+                    lse_parts.map(|layout| place(gpu, layout, &parts.lse).expect("fits"));
+                let (o, _) = merge(gpu, &op, &o_parts, lse_parts.as_ref(), Some(&tensor));
+                let error = reference::error(&o, &parts.expected(&op).o);
+                assert!(error <= F32, "{}: {error:e}: {op:?}", name(gpu));
+            }
+        }
+    }
+}
+
+/// A part whose gate is 0 may hold anything; so may one that saw no key, if log-sum-exps are given.
+#[test]
+fn parts_that_are_shut() {
+    for gpu in gpus() {
+        for dim in [6, 8] {
+            for count in [1, 2, 5] {
+                let op = contiguous(DType::F32, [count, 2, 2, 3, dim]).with_lse();
+                let mut parts = Parts::random(&op);
+                for part in 0..count as usize {
+                    parts.shut(part, part);
+                    parts.shut(part, 11);
+                    if part > 0 {
+                        parts.shut(part, 10);
+                    }
+                }
+                let [mut both, alone] = with_gates(&op, Layout::f32(rows_of(&op)));
+                check(gpu, &alone, &parts, F32);
+                let (o, _) = run(gpu, &alone, &parts);
+                let last = 11 * dim as usize;
+                assert!(o[last..].iter().all(|&x| x == 0.0), "{}", name(gpu));
+
+                parts.drop(0, 7);
+                parts.drop(count as usize - 1, 8);
+                check(gpu, &both, &parts, F32);
+                let (o, lse) = run(gpu, &both, &parts);
+                assert!(o[last..].iter().all(|&x| x == 0.0), "{}", name(gpu));
+                // What the row saw is what it saw, whatever its gates.
+                assert!(lse[11].is_finite(), "{}", name(gpu));
+                both.lse = None;
+                check(gpu, &both, &parts, F32);
+            }
+        }
+    }
+}
+
+/// Gates of 1, given to each part, are no gates; a merge with gates is one of attention with gates.
+#[test]
+fn gates_are_those_of_the_parts() {
+    for gpu in gpus() {
+        let op = contiguous(DType::F32, [4, 2, 3, 5, 8]).with_lse();
+        let mut parts = Parts::random(&op);
+        let [both, _] = with_gates(&op, Layout::f32(rows_of(&op)));
+        let gated = run(gpu, &both, &parts);
+        // Onto the parts themselves.
+        let width = parts.value_dim();
+        for (row, gate) in parts.o.chunks_mut(width).zip(&parts.gates) {
+            for x in row {
+                *x *= gate;
+            }
+        }
+        parts.gates.fill(1.0);
+        let expected = parts.merged();
+        for (o, lse) in [gated, run(gpu, &both, &parts), run(gpu, &op, &parts)] {
+            let error = reference::error(&o, &expected.o);
+            assert!(error <= F32, "{}: {error:e}", name(gpu));
+            let error = reference::error(&lse, &expected.lse);
+            assert!(error <= F32, "{}: {error:e}", name(gpu));
+        }
     }
 }
 
@@ -442,4 +657,21 @@ fn with_tensors_of_ones_own() {
         error.to_string().starts_with("lse: has no tensor"),
         "{error}"
     );
+    let error = gpu
+        .merge(&o_parts, &lse_parts, |op| {
+            op.gates(Layout::f32([2, 1, 1, 1]))
+        })
+        .expect_err("they have no tensor");
+    assert!(
+        error.to_string().starts_with("gates: has no tensor"),
+        "{error}"
+    );
+
+    // Half of the first, and twice the second.
+    let gates = gpu.upload(&[0.5, 2.0], [2, 1, 1, 1]).expect("fits");
+    let op = Merge::gated(o_parts.layout().clone(), gates.layout().clone());
+    let o = gpu.allocate(op.o.clone()).expect("fits");
+    let args = MergeArgs::gated(o_parts.view(), gates.view(), o.view());
+    gpu.compute(&op.into(), args).expect("runs");
+    assert_eq!(gpu.download(&o).expect("reads back"), [6.5, 9.0]);
 }

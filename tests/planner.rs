@@ -8,7 +8,10 @@ use foveate::{
     Rotary, Schedule, ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
-        Kernel, attention_merge::Source, attention_weights::Kind, short_conv, short_conv_state,
+        Kernel,
+        attention_merge::{Source, Weights as PartWeights},
+        attention_weights::Kind,
+        short_conv, short_conv_state,
         softmax::Phase,
     },
     ops::Slot,
@@ -950,10 +953,11 @@ fn exact_errors() {
         ("lse_parts", vec![3, 1, 2, 5]),
     ] {
         let mut op = merge();
-        op.lse_parts = Layout::f32(shape.clone());
+        op.lse_parts = Some(Layout::f32(shape.clone()));
         let found = format!("shape {shape:?} where [3, 1, 2, 4] is expected");
         case(op, invalid(slot, &found, agree));
     }
+    gates_that_are_wrong(&mut case);
     case(
         merge().output(Layout::f32([1, 2, 4, 9])),
         invalid(
@@ -973,7 +977,7 @@ fn exact_errors() {
         invalid("o_parts", "4 axes in shape [1, 2, 4, 8]", &axes(5)),
     );
     let mut op = merge();
-    op.lse_parts = Layout::f32([3, 2, 4]);
+    op.lse_parts = Some(Layout::f32([3, 2, 4]));
     case(
         op,
         invalid("lse_parts", "3 axes in shape [3, 2, 4]", &axes(4)),
@@ -1523,13 +1527,80 @@ fn weights_bind_what_they_read() {
     );
 }
 
+fn gates_that_are_wrong(case: &mut impl FnMut(Merge, Error)) {
+    let gates = Layout::f32([3, 1, 2, 4]);
+    let gated = || Merge::gated(Layout::f32([3, 1, 2, 4, 8]), gates.clone());
+    let mut op = merge();
+    op.lse_parts = None;
+    case(
+        op,
+        invalid(
+            "lse_parts",
+            "is missing, and so are gates",
+            "give what weights the parts: log-sum-exps, gates or both",
+        ),
+    );
+    case(
+        gated().with_lse(),
+        invalid(
+            "lse",
+            "is asked for, and a sum by gates alone has none",
+            "leave it out, or give lse_parts too",
+        ),
+    );
+    case(
+        merge().gates(Layout::f32([3, 1, 4, 2])),
+        invalid(
+            "gates",
+            "shape [3, 1, 4, 2] where [3, 1, 2, 4] is expected",
+            "make it agree with o_parts",
+        ),
+    );
+    case(
+        gated().gates(Layout::f32([3, 1, 2])),
+        invalid(
+            "gates",
+            "3 axes in shape [3, 1, 2]",
+            "give it 4 axes, as the docs of Merge list them",
+        ),
+    );
+    case(
+        gated().gates(Layout::new(DType::U32, [3, 1, 2, 4])),
+        invalid("gates", "elements are u32", "give f32 or f16"),
+    );
+    let many = Merge::gated(
+        Layout::f32([65_535, 1, 1, 1, 4]),
+        Layout::f32([65_535, 1, 1, 1]),
+    );
+    let refused = |remedy| {
+        Error::unsupported(
+            "a merge of 65535 parts",
+            "a kernel may loop 65535 times on this device, and it loops over them",
+            remedy,
+        )
+    };
+    case(
+        many.clone(),
+        refused("add some parts up at a time, and then their sums, with gates of 1"),
+    );
+    let mut both = many;
+    both.lse_parts = both.gates.clone();
+    case(
+        both,
+        refused(
+            "give Attention::gate to the calls that make the parts, and merge some at a time, with the \
+             log-sum-exp of each",
+        ),
+    );
+}
+
 #[test]
 fn merges_by_layout() {
     let variant = |op: Merge| match planned(op, &lavapipe()).steps[0].kernel {
         Kernel::AttentionMerge(variant) => variant,
         other => panic!("{other:?}"),
     };
-    let vec4 = |op: Merge| variant(op).source == Source::Parts { vec4: true };
+    let vec4 = |op: Merge| matches!(variant(op).source, Source::Parts { vec4: true, .. });
     assert!(vec4(merge()));
     assert!(vec4(merge().output(Layout::f32([1, 2, 4, 8]).at(4))));
     assert!(!vec4(merge().output(Layout::f32([1, 2, 4, 8]).at(2))));
@@ -1538,6 +1609,39 @@ fn merges_by_layout() {
     assert!(!vec4(odd));
     let odd = Merge::new(Layout::f32([3, 1, 2, 4, 6]), Layout::f32([3, 1, 2, 4]));
     assert!(!vec4(odd.clone()));
+
+    // A gate per token.
+    let shared = Layout::f16([3, 1, 2, 4]).with_strides([8, 0, 0, 1]);
+    let both = merge().gates(shared.at(5));
+    let mut alone = both.clone();
+    alone.lse_parts = None;
+    for (op, weights) in [
+        (merge(), PartWeights::LogSumExps),
+        (both, PartWeights::Both { f16: true }),
+        (alone, PartWeights::Gates { f16: true }),
+    ] {
+        let vec4 = true;
+        assert_eq!(variant(op.clone()).source, Source::Parts { vec4, weights });
+        let outline = planned(op.clone(), &lavapipe());
+        let step = params(&outline.steps[0]);
+        let places = ["at", "part", "batch", "head", "row"]
+            .map(|axis| step[format!("gates_{axis}").as_str()]);
+        assert_eq!(
+            places,
+            if op.gates.is_some() {
+                [5, 8, 0, 0, 1]
+            } else {
+                [0; 5]
+            }
+        );
+        let bound: Vec<Slot> = outline.steps[0].ranges.iter().map(|r| r.slot).collect();
+        let tensors: Vec<Slot> = Op::from(op)
+            .tensors()
+            .iter()
+            .map(|(slot, _)| *slot)
+            .collect();
+        assert_eq!(bound, tensors);
+    }
 
     let outline = planned(odd.with_lse(), &lavapipe());
     assert_eq!(outline.schedule, Schedule::Rows);
@@ -1973,7 +2077,7 @@ fn any_plain_attention() -> impl Strategy<Value = Attention> {
 fn any_merge() -> impl Strategy<Value = Op> {
     (
         (any_len(), any_len(), 1u64..9, any_len(), any_len()),
-        (any_dtype(), any_dtype(), any::<[bool; 2]>()),
+        (any_dtype(), any_dtype(), any::<[bool; 4]>()),
     )
         .prop_flat_map(|((parts, b, h, m, d), (dtype, other, wanted))| {
             // Another type is an error: now and then.
@@ -1983,11 +2087,17 @@ fn any_merge() -> impl Strategy<Value = Op> {
                 laid_out(DType::F32, vec![parts, b, h, m]),
                 laid_out(odd, vec![b, h, m, d]),
                 laid_out(DType::F32, vec![b, h, m]),
-                Just(wanted),
+                (laid_out(other, vec![parts, b, h, m]), Just(wanted)),
             )
         })
-        .prop_map(|(o_parts, lse_parts, o, lse, wanted)| {
+        .prop_map(|(o_parts, lse_parts, o, lse, (gates, wanted))| {
             let mut op = Merge::new(o_parts, lse_parts);
+            if wanted[2] {
+                op = op.gates(gates);
+            }
+            if wanted[3] {
+                op.lse_parts = None;
+            }
             if wanted[0] {
                 op.o = o;
             }

@@ -375,7 +375,13 @@ fn merge_ops(into: &mut BTreeSet<Kernel>) {
         if bits & 4 != 0 {
             op = op.with_lse();
         }
-        plan(op, &caps(8), &Tuning::default(), into);
+        plan(op.clone(), &caps(8), &Tuning::default(), into);
+        for gates in [DType::F32, DType::F16] {
+            let mut op = op.clone().gates(Layout::new(gates, [3, 2, 4, 7]));
+            plan(op.clone(), &caps(8), &Tuning::default(), into);
+            (op.lse_parts, op.lse) = (None, None);
+            plan(op, &caps(8), &Tuning::default(), into);
+        }
     }
 }
 

@@ -619,9 +619,16 @@ impl Workload {
                 let scale = op.scale.unwrap_or(1.0).into();
                 reference::softmax(x, &shape, op.axis, scale, op.log)
             }
-            (Op::Merge(op), [o_parts, lse_parts]) => {
-                let parts = op.o_parts.shape.first().copied().unwrap_or(1);
-                reference::merge(o_parts, lse_parts, parts as usize).o
+            (Op::Merge(op), [o_parts, weights]) => {
+                let parts = op.o_parts.shape.first().copied().unwrap_or(1) as usize;
+                match op.gates {
+                    None => reference::merge(o_parts, weights, parts).o,
+                    Some(_) => reference::merge_gated(o_parts, None, weights, parts),
+                }
+            }
+            (Op::Merge(op), [o_parts, lse_parts, gates]) => {
+                let parts = op.o_parts.shape.first().copied().unwrap_or(1) as usize;
+                reference::merge_gated(o_parts, Some(lse_parts), gates, parts)
             }
             (Op::Rotary(op), [x, cos, sin]) => {
                 let [batch, heads, seq, head_dim] = crate::ops::dims(&op.x).map(|n| n as usize);

@@ -8,8 +8,8 @@ use super::{
     problem::{AttentionProblem, Input, Problem, Reader},
 };
 use crate::{
-    Attention, BlockMask, Blocks, Causal, DType, Divisor, Layout, Mod, NONE, Pool, PoolRule, Route,
-    RouteScores, Stage, Statistic, Visible, Weights,
+    Attention, BlockMask, Blocks, Causal, DType, Divisor, Layout, Merge, Mod, NONE, Pool, PoolRule,
+    Route, RouteScores, Stage, Statistic, Visible, Weights,
     ops::{Slot, dims},
 };
 
@@ -262,8 +262,7 @@ fn packed_choice(
 }
 
 /// Native sparse attention: compressed blocks, the blocks whose compressed keys get most weight from a group of
-/// heads, and a window; the three, each with its gate, are
-/// added up on the host.
+/// heads, and a window; the three write parts of one buffer, and are added up by their gates.
 pub(super) fn nsa(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let whole = AttentionProblem::of(reader, DType::F32)?.op;
     let block = reader.count("block_size")? as u64;
@@ -284,13 +283,24 @@ pub(super) fn nsa(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let k_cmp = calls.call(k_pool, [(Slot::X, k.clone().into())]);
     let v_cmp = calls.call(v_pool, [(Slot::X, v.clone().into())]);
 
-    // Each result comes out with its gate on it.
-    let gate = Layout::f32([batch, q_heads, len]);
+    let [width] = whole
+        .o
+        .shape
+        .get(3..)
+        .and_then(|s| s.try_into().ok())
+        .ok_or("no outputs")?;
+    let branches = Merge::gated(
+        Layout::f32([3, batch, q_heads, len, width]),
+        Layout::f32([3, batch, q_heads, len]),
+    );
     let mut gates = Vec::new();
     for name in ["g_cmp", "g_slc", "g_swa"] {
-        gates.push(given(reader, name)?);
+        match given(reader, name)? {
+            Values::Real(gate) => gates.extend(gate),
+            _ => return Err(format!("{name} is not of real numbers")),
+        }
     }
-    let [g_cmp, g_slc, g_swa] = gates.try_into().map_err(|_| "three gates")?;
+    let branch = |number| branches.o_part(number).ok_or("three branches");
     let complete = Mod::new(format!(
         "fn mask_mod(batch: u32, head: u32, q_index: u32, kv_index: u32) -> bool {{
             return (kv_index + 1u) * {block}u <= q_index + 1u;
@@ -300,7 +310,7 @@ pub(super) fn nsa(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let compressed = Attention::new(whole.q.clone(), k_layout, v_layout)
         .scale(scale)
         .modified(complete)
-        .gate(gate.clone())
+        .output(branch(0)?)
         .with_lse();
     let first = calls.call(
         compressed.clone(),
@@ -308,7 +318,7 @@ pub(super) fn nsa(reader: &mut Reader<'_>) -> Result<Problem, String> {
             (Slot::Q, q.clone().into()),
             (Slot::K, Input::Output(k_cmp, Slot::Y)),
             (Slot::V, Input::Output(v_cmp, Slot::Y)),
-            (Slot::Gate, g_cmp.into()),
+            (Slot::O, Input::Shared(0)),
         ],
     );
     let weights = Weights::new(
@@ -338,44 +348,47 @@ pub(super) fn nsa(reader: &mut Reader<'_>) -> Result<Problem, String> {
     let route = calls.call(route, [(Slot::Scores, Input::Output(weights, Slot::Out))]);
     let causal = Attention::new(whole.q.clone(), whole.k.clone(), whole.v.clone())
         .scale(scale)
-        .causal(Causal::TopLeft)
-        .gate(gate);
-    let mut near = causal.clone();
+        .causal(Causal::TopLeft);
+    let mut near = causal.clone().output(branch(2)?);
     near.window = window;
+    let selected = causal.output(branch(1)?).block_mask(mask);
     let qkv = || {
         let all = [(Slot::Q, &q), (Slot::K, &k), (Slot::V, &v)];
-        all.map(|(slot, values)| (slot, Input::from(values.clone())))
+        let all = all.map(|(slot, values)| (slot, Input::from(values.clone())));
+        all.into_iter().chain([(Slot::O, Input::Shared(0))])
     };
-    let [selected, near] = [
-        (
-            causal.block_mask(mask),
-            vec![
-                (Slot::Gate, g_slc.into()),
-                (Slot::Blocks, Input::Output(route, Slot::Bits)),
-            ],
-        ),
-        (near, vec![(Slot::Gate, g_swa.into())]),
-    ]
-    .map(|(op, more)| calls.call(op, qkv().into_iter().chain(more)));
-    let sum = |calls: Vec<usize>| {
-        move |outputs: &Outputs| {
-            let mut sum: Vec<f32> = Vec::new();
-            for &call in &calls {
-                let o = outputs.of(call, Slot::O)?;
-                sum.resize(o.len(), 0.0);
-                for (sum, x) in sum.iter_mut().zip(o) {
-                    *sum += x;
-                }
+    let blocks = (Slot::Blocks, Input::Output(route, Slot::Bits));
+    calls.call(selected, qkv().chain([blocks]));
+    calls.call(near, qkv());
+    // All three, and those that the case keeps apart.
+    let [all, compressed, others] = [0..3, 0..1, 1..3].map(|parts| {
+        let mut op = branches.clone().output(whole.o.clone());
+        for layout in [Some(&mut op.o_parts), op.gates.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            let first = layout
+                .strides
+                .first()
+                .map_or(0, |stride| stride * parts.start);
+            if let Some(count) = layout.shape.first_mut() {
+                *count = parts.end - parts.start;
             }
-            Ok(sum)
+            layout.offset += first;
         }
-    };
+        let gates = Values::Real(gates.clone());
+        let inputs = [
+            (Slot::OParts, Input::Shared(0)),
+            (Slot::Gates, gates.into()),
+        ];
+        calls.call(op, inputs)
+    });
     Ok(calls
-        .expect_host("o", sum(vec![first, selected, near]))
+        .expect_of(all, Slot::O, "o")
         .expect_of(k_cmp, Slot::Y, "k_cmp")
         .expect_of(v_cmp, Slot::Y, "v_cmp")
-        .expect_of(first, Slot::O, "o_cmp")
-        .expect_host("o_slc_swa", sum(vec![selected, near]))
+        .expect_of(compressed, Slot::O, "o_cmp")
+        .expect_of(others, Slot::O, "o_slc_swa")
         .expect_sets(
             "block_indices",
             move |outputs| listed(outputs, route, most),

@@ -14,10 +14,30 @@ pub const WORKGROUP: u32 = 64;
 pub enum Source {
     /// In scratch: partial results of key ranges, not yet divided by their totals.
     Scratch,
-    /// In tensors of the caller's: outputs and their log-sum-exps.
+    /// In tensors of the caller's: outputs, and what weights them.
     Parts {
         /// Whether outputs are read and written four elements at a time.
         vec4: bool,
+        /// What weights them.
+        weights: Weights,
+    },
+}
+
+/// What weights parts of the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// Their log-sum-exps.
+    LogSumExps,
+    /// Gates.
+    Gates {
+        /// Whether gates are f16.
+        f16: bool,
+    },
+    /// Both.
+    Both {
+        /// Whether gates are f16.
+        f16: bool,
     },
 }
 
@@ -37,17 +57,34 @@ pub struct Variant {
 impl Variant {
     /// Elements per invocation.
     pub fn width(&self) -> u32 {
-        if self.source == (Source::Parts { vec4: true }) {
+        if matches!(self.source, Source::Parts { vec4: true, .. }) {
             4
         } else {
             1
+        }
+    }
+
+    /// Whether parts have totals or log-sum-exps, and gates; and whether these are f16.
+    fn weights(&self) -> (bool, bool, bool) {
+        match self.source {
+            Source::Scratch => (true, false, false),
+            Source::Parts { weights, .. } => match weights {
+                Weights::LogSumExps => (true, false, false),
+                Weights::Gates { f16 } => (false, true, f16),
+                Weights::Both { f16 } => (true, true, f16),
+            },
         }
     }
 }
 
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
+        let (totals, gates, gates_f16) = self.weights();
         vec![
+            ("ANY_F16", (self.f16 || gates_f16).into()),
+            ("TOTALS", totals.into()),
+            ("GATES", gates.into()),
+            ("GATES_F16", gates_f16.into()),
             ("F16", self.f16.into()),
             ("PARTS", (self.source != Source::Scratch).into()),
             ("VEC4", (self.width() == 4).into()),
@@ -58,7 +95,8 @@ impl super::Variant for Variant {
     }
 
     fn supports(&self, caps: &Caps) -> Result<(), String> {
-        if self.f16 && !caps.f16 {
+        let (totals, gates, gates_f16) = self.weights();
+        if (self.f16 || gates_f16) && !caps.f16 {
             return Err("the device has no f16 (SHADER_F16)".into());
         }
         if WORKGROUP > caps.max_invocations {
@@ -67,7 +105,8 @@ impl super::Variant for Variant {
                 caps.max_invocations
             ));
         }
-        let given = [self.source != Source::Scratch, self.lse, self.gate];
+        let lse_parts = totals && self.source != Source::Scratch;
+        let given = [lse_parts, gates, self.lse, self.gate];
         let buffers = 2 + given.into_iter().map(u32::from).sum::<u32>();
         if buffers > caps.max_storage_buffers {
             return Err(format!(
@@ -91,5 +130,6 @@ params! {
         o_parts_row: u32, o_parts_dim: u32,
         lse_parts_at: u32, lse_parts_part: u32, lse_parts_batch: u32, lse_parts_head: u32,
         lse_parts_row: u32,
+        gates_at: u32, gates_part: u32, gates_batch: u32, gates_head: u32, gates_row: u32,
     }
 }

@@ -1,4 +1,4 @@
-//! Merging attention results: which slices.
+//! Merging attention results, by log-sum-exps or gates: which slices.
 
 use super::{
     Outline, Range, Schedule, Step, by_fours, grid, layout_places,
@@ -8,18 +8,38 @@ use super::{
 use crate::{
     caps::Caps,
     error::{Error, Result},
-    kernels::attention_merge::{Params, Source, Variant, WORKGROUP},
+    kernels::attention_merge::{Params, Source, Variant, WORKGROUP, Weights},
     ops::{Merge, Slot},
-    tensor::DType,
+    tensor::{DType, Layout},
 };
 
 /// What to do where one dispatch cannot take all parts of a row.
-const FEWER_PARTS: &str = "merge some parts at a time, with the log-sum-exp of each";
+fn fewer_parts(op: &Merge) -> &'static str {
+    match (&op.lse_parts, &op.gates) {
+        (Some(_), None) => "merge some parts at a time, with the log-sum-exp of each",
+        (None, _) => "add some parts up at a time, and then their sums, with gates of 1",
+        _ => {
+            "give Attention::gate to the calls that make the parts, and merge some at a time, with the \
+             log-sum-exp of each"
+        }
+    }
+}
 
 pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
+    let gates_f16 = |gates: &Layout| gates.dtype == DType::F16;
+    let weights = match (&op.lse_parts, &op.gates) {
+        (_, None) => Weights::LogSumExps,
+        (None, Some(gates)) => Weights::Gates {
+            f16: gates_f16(gates),
+        },
+        (Some(_), Some(gates)) => Weights::Both {
+            f16: gates_f16(gates),
+        },
+    };
     let variant = Variant {
         source: Source::Parts {
             vec4: by_fours(&op.o_parts) && by_fours(&op.o),
+            weights,
         },
         f16: op.o.dtype == DType::F16,
         lse: op.lse.is_some(),
@@ -40,7 +60,7 @@ pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
                 "a kernel may loop {} times on this device, and it loops over them",
                 caps.loop_budget
             ),
-            FEWER_PARTS,
+            fewer_parts(op),
         ));
     }
 
@@ -55,19 +75,20 @@ pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
         Slot::OParts,
         Operand::new("o_parts", &op.o_parts, [b, h, m], inner),
     ));
-    let [part, b, h, m] = axes(&op.lse_parts.strides);
-    let inner = part * (parts - 1) + 1;
-    operands.push((
-        Slot::LseParts,
-        Operand::new("lse_parts", &op.lse_parts, [b, h, m], inner),
-    ));
+    for (slot, layout) in [(Slot::LseParts, &op.lse_parts), (Slot::Gates, &op.gates)] {
+        let Some(layout) = layout else { continue };
+        let [part, b, h, m] = axes(&layout.strides);
+        let inner = part * (parts - 1) + 1;
+        operands.push((slot, Operand::new(slot.name(), layout, [b, h, m], inner)));
+    }
+    let of_parts = operands.len();
     let [b, h, m, d] = axes(&op.o.strides);
     let inner = d * (value_dim - 1) + 1;
     operands.push((Slot::O, Operand::new("o", &op.o, [b, h, m], inner)));
     if let Some(lse) = &op.lse {
         operands.push((Slot::Lse, Operand::new("lse", lse, axes(&lse.strides), 1)));
     }
-    for (_, operand) in &operands[..2] {
+    for (_, operand) in operands.iter().take(of_parts) {
         let bytes = operand.inner * operand.element + alignment;
         if parts > 1 && bytes > limit {
             return Err(Error::unsupported(
@@ -77,8 +98,9 @@ pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
                 ),
                 format!("a binding holds {limit} bytes"),
                 format!(
-                    "{FEWER_PARTS}, or use strides that keep the parts of a row together, such as \
-                     those of [batch, q_heads, q_len, parts, value_dim]"
+                    "{}, or use strides that keep the parts of a row together, such as \
+                     those of [batch, q_heads, q_len, parts, value_dim]",
+                    fewer_parts(op)
                 ),
             ));
         }
@@ -114,6 +136,7 @@ pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
             match slot {
                 Slot::OParts => params.o_parts_at = window.first,
                 Slot::LseParts => params.lse_parts_at = window.first,
+                Slot::Gates => params.gates_at = window.first,
                 Slot::Lse => params.lse_at = window.first,
                 _ => params.o_at = window.first,
             }
@@ -150,12 +173,17 @@ fn strides(op: &Merge, params: &mut Params) {
         p.o_parts_row,
         p.o_parts_dim,
     ] = layout_places(&op.o_parts);
-    [
-        p.lse_parts_part,
-        p.lse_parts_batch,
-        p.lse_parts_head,
-        p.lse_parts_row,
-    ] = layout_places(&op.lse_parts);
+    if let Some(lse_parts) = &op.lse_parts {
+        [
+            p.lse_parts_part,
+            p.lse_parts_batch,
+            p.lse_parts_head,
+            p.lse_parts_row,
+        ] = layout_places(lse_parts);
+    }
+    if let Some(gates) = &op.gates {
+        [p.gates_part, p.gates_batch, p.gates_head, p.gates_row] = layout_places(gates);
+    }
     [p.o_batch, p.o_head, p.o_row, p.o_dim] = layout_places(&op.o);
     if let Some(lse) = &op.lse {
         [p.lse_batch, p.lse_head, p.lse_row] = layout_places(lse);

@@ -31,7 +31,7 @@ pub use hrr_attention::{HrrAttentionInputs, hrr_attention};
 pub use linear_attention::{
     LinearAttentionInputs, LinearAttentionOutputs, linear_attention, linear_attention_quadratic,
 };
-pub use merge::merge;
+pub use merge::{merge, merge_gated};
 pub use patterns::{jensen_shannon, vertical_slash};
 pub use pool::{PoolInputs, pool};
 pub use random_features::random_features;
