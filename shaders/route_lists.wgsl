@@ -7,6 +7,7 @@
 // Memory:    bits of 65,536 blocks at a time, and a number per invocation; 8.5 KiB.
 
 //@import grid
+//@import route_mass
 
 const WORKGROUP: u32 = 64u; //@variant
 const WORDS: u32 = 2048u;
@@ -47,16 +48,6 @@ var<workgroup> words: array<atomic<u32>, WORDS>;
 var<workgroup> numbers: array<u32, WORKGROUP>;
 
 //@if SHARE
-// What a score is worth, where the largest is known.
-fn mass_of(score: f32, largest: f32) -> f32 {
-//@if GIVEN
-    return max(score, 0.0);
-//@else
-    let below = score - largest;
-    return select(exp(max(below, -100.0)), 0.0, below < -100.0);
-//@endif
-}
-
 // The largest of a number over the workgroup.
 fn largest_of(number: f32, local: u32) -> f32 {
     workgroupBarrier();
@@ -103,8 +94,7 @@ fn wanted_of(row: u32, local: u32) -> u32 {
             share += select(0.0, mass, scratch[ranks + j] == ABOVE_ALL);
         }
     }
-    // All of it is all of them, whatever rounding says.
-    let enough = select(params.p * sum_of(total, local), bitcast<f32>(0x7f7fffffu), params.p >= 1.0);
+    let enough = params.p * sum_of(total, local);
     share = sum_of(share, local);
     // The same in all invocations.
     var wanted = 0u;
@@ -118,7 +108,8 @@ fn wanted_of(row: u32, local: u32) -> u32 {
         let rank = scratch[ranks + block];
         if (rank == ABOVE_ALL) {
             wanted++;
-        } else if (share < enough) {
+        } else if (params.p >= 1.0 || share < enough) {
+            // All of it is all of them, whatever rounding says.
             wanted++;
             share += mass_of(bitcast<f32>(rank), largest);
         } else if (there > params.least) {

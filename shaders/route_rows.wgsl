@@ -80,8 +80,7 @@ fn main(
         }
         total += all_of_four;
     }
-    // All of it is all of them, whatever rounding says.
-    let enough = select(params.p * total, bitcast<f32>(LARGEST), params.p >= 1.0);
+    let enough = params.p * total;
     var wanted = 0u;
     var there = 0u;
     //@unroll
@@ -90,7 +89,8 @@ fn main(
             there++;
             if (best[place] == FORCED) {
                 wanted++;
-            } else if (share < enough && wanted == place) {
+            } else if ((params.p >= 1.0 || share < enough) && wanted == place) {
+                // All of it is all of them, whatever rounding says.
                 wanted++;
                 share += mass_of(score_of(best[place]), largest);
             }

@@ -69,20 +69,40 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> scratch: array<u32>; // rows, results
 //@endif
 
-// The bits of a number from its key: those of some NaN, and of +0 for both zeros.
-fn bits_of(key: i32) -> u32 {
-    let bits = u32(abs(key)) | (bitcast<u32>(key) & 0x80000000u);
-    let number = select(bits ^ params.flip, 0x7fc00000u, key == LAST);
-    return select(number, params.worst, key == ABSENT);
-}
-
-//@if F16
-fn value_of(key: i32) -> f16 {
-    return f16(bitcast<f32>(bits_of(key)));
-}
+//@if VALUES
+// The element at a place of the row that starts at `start`, read again: keys do not tell zeros and NaN apart.
+fn value_of(start: u32, place: u32) -> Scalar {
+    let there = place != NONE;
+    let at = start + select(0u, place, there) * params.x_element;
+//@if IN_SCRATCH
+    let bits = scratch[at];
 //@else
-fn value_of(key: i32) -> u32 {
-    return bits_of(key);
+//@if X
+//@if VEC4
+    let stored = x[at / 4u][at % 4u];
+//@else
+    let stored = x[at];
+//@endif
+//@endif
+//@if SCORES
+//@if VEC4
+    let stored = scores[at / 4u][at % 4u];
+//@else
+    let stored = scores[at];
+//@endif
+//@endif
+//@if F16
+    let bits = bitcast<u32>(f32(stored));
+//@else
+    let bits = stored;
+//@endif
+//@endif
+    let value = select(params.worst, bits, there);
+//@if F16
+    return f16(bitcast<f32>(value));
+//@else
+    return value;
+//@endif
 }
 //@endif
 
@@ -131,10 +151,14 @@ fn main(
 //@if VEC4
             let bits = all[w];
 //@else
+//@if IN_SCRATCH
+            let bits = stored;
+//@else
 //@if F16
             let bits = bitcast<u32>(f32(stored));
 //@else
             let bits = stored;
+//@endif
 //@endif
 //@endif
             var key = order_key(bits, params.flip);
@@ -183,8 +207,12 @@ fn main(
         let i = 4u * q;
         if (i < params.k) {
 //@if VALUES
-            values[value / 4u + q] =
-                Value(value_of(keys[i]), value_of(keys[i + 1u]), value_of(keys[i + 2u]), value_of(keys[i + 3u]));
+            values[value / 4u + q] = Value(
+                value_of(start, places[i]),
+                value_of(start, places[i + 1u]),
+                value_of(start, places[i + 2u]),
+                value_of(start, places[i + 3u]),
+            );
 //@endif
 //@if INDICES
             indices[index / 4u + q] = vec4<u32>(places[i], places[i + 1u], places[i + 2u], places[i + 3u]);
@@ -196,7 +224,7 @@ fn main(
     for (var i = 0u; i < ROOM; i++) {
         if (i < params.k) {
 //@if VALUES
-            values[value + i * params.values_element] = value_of(keys[i]);
+            values[value + i * params.values_element] = value_of(start, places[i]);
 //@endif
 //@if INDICES
             indices[index + i * params.indices_element] = places[i];

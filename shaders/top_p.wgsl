@@ -1,7 +1,7 @@
 // How many of the best elements of each row it takes for their share of the row's mass to reach p.
 //
-// Formula:   m_j = exp(x_j - max x) or max(x_j, 0); count = the least c with sum of the first c masses >= p sum_j m_j, at
-//            least `least` and at most `most`, as far as the list goes.
+// Formula:   m_j = exp(x_j - max x) or max(x_j, 0); count = the least c with sum of the first c masses >= p sum_j m_j (all
+//            where p is 1, whatever rounding says), at least `least` and at most `most`, as far as the list goes.
 // Grid:      one workgroup per row.
 // Workgroup: WORKGROUP invocations. Each sums a stretch of the row, and a stretch of the list, which is sorted by now;
 //            sums over the invocations before it say where the bound is reached. Every sum has a fixed order.
@@ -11,6 +11,7 @@
 
 //@import grid
 //@import selection
+//@import mass_scale
 
 //@if F16
 enable f16;
@@ -61,8 +62,8 @@ fn number_at(start: u32, element: u32) -> f32 {
     return min(f32(x[start + min(element, params.length - 1u) * params.x_element]), LARGEST);
 }
 
-// NaN and what is hidden have none: they are told by their bits.
-fn mass_at(start: u32, element: u32, highest: f32) -> f32 {
+// NaN and what is hidden have none: they are told by their bits. `scale` is that of given masses.
+fn mass_at(start: u32, element: u32, highest: f32, scale: f32) -> f32 {
     let stored = f32(x[start + min(element, params.length - 1u) * params.x_element]);
     let there = order_key(bitcast<u32>(stored), 0u) != ABSENT;
     let number = select(0.0, min(stored, LARGEST), there);
@@ -70,7 +71,7 @@ fn mass_at(start: u32, element: u32, highest: f32) -> f32 {
     // The difference is finite, and its exponential 0 where it is far below.
     let mass = exp(max(number * 0.5 - highest * 0.5, -100.0) * 2.0);
 //@else
-    let mass = max(number, 0.0);
+    let mass = max(number, 0.0) * scale;
 //@endif
     return select(0.0, mass, there);
 }
@@ -97,13 +98,14 @@ fn main(
     }
     let best = scratch[list];
     let highest = select(0.0, number_at(start, best), best != NONE);
+    let scale = mass_scale(highest);
 
     // Sums of blocks are summed, which keeps rounding small.
     var whole = 0.0;
     var block = 0.0;
     for (var i = 0u; i < params.share; i++) {
         let element = lane * params.share + i;
-        block += select(0.0, mass_at(start, element, highest), element < length);
+        block += select(0.0, mass_at(start, element, highest, scale), element < length);
         if (i % BLOCK == BLOCK - 1u) {
             whole += block;
             block = 0.0;
@@ -116,7 +118,7 @@ fn main(
     var there = 0u;
     for (var i = first; i < end; i++) {
         let element = scratch[list + i];
-        own += select(0.0, mass_at(start, element, highest), element != NONE);
+        own += select(0.0, mass_at(start, element, highest, scale), element != NONE);
         there += u32(element != NONE);
     }
     sums[lane] = vec2<f32>(whole, own);
@@ -129,16 +131,20 @@ fn main(
         before += select(0.0, sums[i].y, i < lane);
     }
     let bound = params.p * total;
-    var found = NONE;
+    // Sums before an invocation are rounded apart from those that the one before it walks along: where the bound falls
+    // between the two, it is reached where this stretch begins.
+    var found = select(NONE, first, first < end && before >= bound);
     for (var i = first; i < end; i++) {
         let element = scratch[list + i];
         // A bound of nothing is reached by nothing.
         if (element != NONE && before < bound) {
-            before += mass_at(start, element, highest);
+            before += mass_at(start, element, highest, scale);
             found = select(found, i + 1u, before >= bound && found == NONE);
         }
     }
-    atomicMin(&reached, select(found, 0u, bound <= 0.0));
+    if (params.p < 1.0) {
+        atomicMin(&reached, select(found, 0u, bound <= 0.0));
+    }
     workgroupBarrier();
     let count = min(max(atomicLoad(&reached), params.least), atomicLoad(&listed));
     for (var i = count + lane; i < params.places; i += WORKGROUP) {

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Iterations that a kernel may spend in one outermost loop nest when nothing was measured:
-/// llvmpipe leaves a nest silently after 65,535.
+/// Iterations that an invocation may spend in all its loops together when nothing was measured: llvmpipe leaves its
+/// loops silently after 65,535.
 pub const UNMEASURED_LOOP_BUDGET: u32 = 65_535;
 
 /// Largest binding that plans use: elements are counted in 32 bits.
@@ -60,8 +60,8 @@ pub struct Caps {
     /// results before it takes it, and [`crate::Tuning::schedule`] asks for it.
     #[serde(default)]
     pub matrices_checked: bool,
-    /// Iterations that one outermost loop nest may take. [`UNMEASURED_LOOP_BUDGET`] until
-    /// [`crate::Engine::measure`] has looked.
+    /// Iterations that one invocation may take, all its loops together, inner ones and those that follow one another.
+    /// [`UNMEASURED_LOOP_BUDGET`] until [`crate::Engine::measure`] has looked.
     pub loop_budget: u32,
 }
 

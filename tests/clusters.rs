@@ -290,6 +290,24 @@ fn steps_under_narrow_caps() {
 }
 
 #[test]
+fn steps_as_hardware_has_them() {
+    for gpu in gpus() {
+        let hard = with_caps(gpu, |caps| caps.software = false);
+        for shape in [[1, 1, 3, 2, 1], [3, 2, 67, 5, 7], [1, 2, 900, 6, 40]] {
+            check_update(&hard, &update(DType::F32, shape));
+        }
+        if gpu.engine().caps().f16 {
+            check_update(&hard, &update(DType::F16, [2, 1, 130, 9, 16]));
+        }
+        let narrow = with_caps(&hard, |caps| {
+            caps.max_binding_bytes = 16_384;
+            caps.loop_budget = 300;
+        });
+        check_update(&narrow, &update(DType::F32, [1, 1, 400, 100, 8]));
+    }
+}
+
+#[test]
 fn steps_that_are_refused() {
     let good = || update(DType::F32, [2, 3, 20, 5, 8]);
     let mut op = good();

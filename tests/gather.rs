@@ -187,6 +187,26 @@ fn narrow_caps() {
     }
 }
 
+/// Rows that several invocations share: on hardware, and where a row is past the loop budget of one.
+#[test]
+fn shared_rows() {
+    for gpu in gpus() {
+        for (software, budget) in [(false, 65_535), (false, 12), (true, 12)] {
+            let other = with_caps(gpu, |caps| {
+                caps.software = software;
+                caps.loop_budget = budget;
+            });
+            for (dim, block) in [(80, 1), (81, 3), (300, 2), (1030, 1)] {
+                let op = plain(DType::F32, [2, 2, 13, dim], [2, 4, 9], block);
+                check(&other, &op);
+            }
+            let view = Layout::f32([1, 90, 7, 2]).transposed(1, 3);
+            let index = Layout::new(DType::U32, [1, 2, 20]);
+            check(&other, &Gather::new(view, index));
+        }
+    }
+}
+
 #[test]
 fn an_order_and_back() {
     let gpu = &gpus()[0];

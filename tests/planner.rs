@@ -1,11 +1,12 @@
 //! Plans, without a GPU: op and caps in; schedule, grid, ranges and scratch, or the exact error,
 //! out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use foveate::{
-    Attention, BlockMask, Caps, Causal, Corner, DType, Error, KeyIndex, Layout, Merge, Mod, Op,
-    Rotary, Schedule, ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
+    Attention, BlockMask, Blocks, Caps, Causal, Corner, DType, Error, Keep, KeyIndex, Layout,
+    Merge, Mod, Op, Pool, PoolRule, Real, Rotary, Route, RouteMass, RouteScores, Schedule,
+    ShortConv, Softmax, Stage, Statistic, Tuning, Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel,
@@ -172,6 +173,45 @@ fn iterations(step: &Step) -> u64 {
                 along.max(of("all_splits"))
             } else {
                 along
+            }
+        }
+        Kernel::Pool(variant) => {
+            // Counted from the WGSL, the checks that end loops too: rows in fours and up to three more, once for each
+            // vector, three times where rows are divided by their lengths, which lanes put together twice.
+            let rows = match variant.starts {
+                true => of("rows"),
+                false => of("block").min(of("rows")),
+            };
+            let pooled = rows / 4 + 1 + 3 + 1;
+            let vectors = of("channels").div_ceil(4).div_ceil(variant.lanes.into());
+            let walk = vectors * (1 + pooled) + 1;
+            let write = vectors * (1 + pooled + 5) + 1;
+            match variant.normalise {
+                true => 2 * (walk + u64::from(variant.lanes)) + write,
+                false => write,
+            }
+        }
+        Kernel::RouteRows(variant) => {
+            // Four blocks a turn, with the other heads of a group: once or twice, and again by words of bits; places
+            // of the list that hold nothing.
+            let turns = of("blocks").div_ceil(4) * (1 + of("group"));
+            let words = of("blocks").div_ceil(32) * 2;
+            let walks = if variant.share { 2 } else { 1 };
+            walks * (turns + 1) + turns + words + 1 + of("k") + 1
+        }
+        Kernel::RouteRanks(_) => of("stretch").div_ceil(4) * (1 + of("group")) + 1,
+        Kernel::RouteLists(variant) => {
+            // Words are cleared, counted and written by segments of 2048, 64 invocations side by side, which add what
+            // each has; one may have all blocks that are taken.
+            let words = of("blocks").div_ceil(32);
+            let each = words.min(2048).div_ceil(64);
+            let places = of("selected").div_ceil(64);
+            let segment = 1 + 3 * (each + 1) + each + (places + 1) + 65;
+            let lists =
+                words.div_ceil(2048) * segment + 1 + of("selected") + of("k").div_ceil(64) + 1;
+            match variant.share {
+                true => lists + 2 * (of("blocks").div_ceil(64) + 1) + 3 * 65 + of("selected") + 1,
+                false => lists,
             }
         }
         ref other => panic!("{other:?} is no part of an op"),
@@ -685,6 +725,138 @@ fn the_loop_budget_holds() {
     ] {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     }
+}
+
+/// The limit is that of an invocation: loops that follow one another are counted together.
+#[test]
+fn loops_of_pooling_and_routing_add_up() {
+    let keep = |max| Keep::TopP {
+        p: Real(0.5),
+        mass: RouteMass::Given,
+        min: 0,
+        max,
+    };
+    for budget in [300, 1000, 65_535] {
+        let caps = Caps {
+            loop_budget: budget,
+            ..lavapipe()
+        };
+        let mut planned = BTreeSet::new();
+        let mut refused = 0;
+        let mut look = |op: Op| match Outline::new(&op, &caps, &Tuning::default()) {
+            Ok(outline) => {
+                for step in &outline.steps {
+                    // Selections have their own count.
+                    if matches!(
+                        step.kernel,
+                        Kernel::Pool(_)
+                            | Kernel::RouteRows(_)
+                            | Kernel::RouteRanks(_)
+                            | Kernel::RouteLists(_)
+                    ) {
+                        let found = iterations(step);
+                        assert!(found <= budget.into(), "{found} of {budget}: {op:?}");
+                        planned.insert(step.kernel.stem());
+                    }
+                }
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+                refused += 1;
+            }
+        };
+        let budget = u64::from(budget);
+        for rows in [
+            8,
+            budget / 2,
+            budget,
+            budget * 3 / 2,
+            3 * budget,
+            5 * budget,
+        ] {
+            for channels in [3, 64, 300] {
+                let op = Pool::new(Layout::f32([1, 1, rows, channels]), rows);
+                look(op.clone().normalised().into());
+                look(op.rule(PoolRule::Max).into());
+            }
+        }
+        let blocks = [
+            20,
+            200,
+            2048,
+            budget * 8,
+            20 * budget,
+            40 * budget,
+            61 * budget,
+        ];
+        for blocks in blocks {
+            for group in [1, 3, 25, 100, 1000] {
+                let scores = Layout::f32([1, group, 1, blocks]);
+                for places in [4, 64, 200] {
+                    let op = Route::new(scores.clone(), places).group(group).with_bits();
+                    look(op.clone().into());
+                    look(op.keep(keep(places)).into());
+                }
+            }
+        }
+        assert!(refused > 4, "{refused} of budget {budget}");
+        assert!(planned.len() > 2, "{planned:?} of budget {budget}");
+    }
+}
+
+/// Tensors whose batch entries are further apart than 32 bits tell, in slices.
+#[test]
+fn far_batch_entries_are_bound_where_they_are() {
+    let caps = Caps {
+        max_buffer_bytes: 1 << 40,
+        ..lavapipe()
+    };
+    let far = 1u64 << 32;
+    let apart = |dtype, shape: [u64; 4], head: u64| {
+        let row = shape[3];
+        Layout::new(dtype, shape).with_strides([far + 16, head, row, 1])
+    };
+    let check = |op: Op| {
+        let outline = outline(op, &caps).unwrap_or_else(|error| panic!("{error}"));
+        for (slot, layout) in outline.op.tensors() {
+            if layout.strides[0] <= far - 16 {
+                continue;
+            }
+            // The second batch entry, from its first byte to its last.
+            let second = layout.strides[0] * layout.dtype.size();
+            let last = layout.end_bytes();
+            let ranges = outline.steps.iter().flat_map(|step| &step.ranges);
+            let own: Vec<&Range> = ranges.filter(|range| range.slot == slot).collect();
+            assert!(
+                own.iter()
+                    .any(|range| (range.offset..range.offset + range.size).contains(&second)),
+                "{} is not bound at {second}",
+                slot.name()
+            );
+            let end = own.iter().map(|range| range.offset + range.size).max();
+            assert_eq!(end, Some(last), "{}", slot.name());
+        }
+    };
+    let out = RouteScores::new(Layout::f32([2, 64, 8192, 8]), Layout::f32([2, 64, 8192, 8]));
+    assert_eq!(out.out.strides[0], far);
+    check(out.into());
+    let small = |head| apart(DType::F32, [2, 2, 4, 8], head);
+    let mut scores = RouteScores::new(small(64), small(100));
+    scores.out = apart(DType::F32, [2, 2, 4, 4], 16);
+    let weights = Layout::f32([2, 2, 4]).with_strides([far, 4, 1]);
+    check(scores.bounds(small(64)).head_weights(weights).into());
+    let starts = Layout::new(DType::U32, [2, 1, 3]).with_strides([far + 8, 3, 1]);
+    let pool = Pool::by_starts(small(50), starts.clone());
+    check(pool.output(apart(DType::F32, [2, 2, 2, 8], 16)).into());
+    check(
+        Pool::new(small(32), 2)
+            .kv_len(Layout::new(DType::U32, [2]).with_strides([far]))
+            .into(),
+    );
+    let mut route = Route::new(apart(DType::F32, [2, 2, 4, 8], 32), 3);
+    route.blocks = Blocks::Starts(Layout::new(DType::U32, [2, 1, 9]).with_strides([far + 8, 9, 1]));
+    route.indices = Some(apart(DType::U32, [2, 2, 4, 3], 12));
+    check(route.into());
 }
 
 #[test]

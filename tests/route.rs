@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{gpus, name, place, untouched_around};
+use common::{SENTINEL, gpus, name, place, untouched_around};
 use foveate::{
     Blocks, Caps, DType, Divisor, Error, FirstQuery, Gpu, Keep, Layout, NONE, Op, Pool, PoolRule,
     Real, Route, RouteMass, RouteScores, Schedule, ScoreRule, Tensor, Tuning, Visible,
@@ -366,6 +366,17 @@ fn pool_says_what_is_wrong() {
         invalid("step", "0 rows", "give at least 1")
     );
     assert_eq!(
+        plan(Pool::new(x(), 16).step(u64::MAX)),
+        Err(Error::unsupported(
+            "steps of 18446744073709551615 rows",
+            "positions are counted to 2147483648",
+            "give a step of at most as many rows as x has"
+        ))
+    );
+    // One block, of rows that are far apart.
+    let apart = Layout::f32([1, 1, 2, 8]).with_strides([0, 0, 1 << 24, 1]);
+    assert_eq!(plan(Pool::new(apart, 2).step(1 << 31)), Ok(()));
+    assert_eq!(
         plan(Pool::new(Layout::f32([1, 1, 1 << 22, 4]), 1 << 20)),
         Err(Error::unsupported(
             "blocks of up to 1048576 rows of 4 channels",
@@ -723,19 +734,47 @@ fn check_route(gpu: &Gpu, op: &Route, scores: &[f32], given: Given<'_>) {
     let (mut clear, mut all) = (0, 0);
     for (row, expected) in expected.iter().enumerate() {
         all += 1;
+        let what = || format!("{} row {row}: {op:?}", name(gpu));
+        // All outputs tell of the same blocks.
+        let set = words.as_ref().map(|words| -> Vec<u32> {
+            let own = &words[row * words_each..][..words_each];
+            let has = |j: &u32| own[*j as usize / 32] >> (j % 32) & 1 == 1;
+            (0..32 * words_each as u32).filter(has).collect()
+        });
+        let list = indices.as_ref().map(|indices| -> Vec<u32> {
+            let own = &indices[row * places..][..places];
+            assert!(!own.contains(&SENTINEL.to_bits()), "{}", what());
+            let taken = own.iter().position(|&j| j == NONE).unwrap_or(places);
+            assert!(own[taken..].iter().all(|&j| j == NONE), "{}", what());
+            own[..taken].to_vec()
+        });
+        let taken = set.as_ref().or(list.as_ref()).expect("an output");
+        assert!(taken.is_sorted_by(|a, b| a < b), "{}", what());
+        assert!(
+            taken.iter().all(|&j| u64::from(j) < op.scores.shape[3]),
+            "{}",
+            what()
+        );
+        assert!(list.as_ref().is_none_or(|list| list == taken), "{}", what());
+        if let Some(counts) = &counts {
+            assert_eq!(counts[row] as usize, taken.len(), "{}", what());
+        }
+        assert!(
+            taken.len().abs_diff(expected.blocks.len()) <= 1,
+            "{} blocks and not {}: {}",
+            taken.len(),
+            expected.blocks.len(),
+            what()
+        );
         if expected.share_margin < 1e-5 {
             continue;
         }
         clear += 1;
-        let what = || format!("{} row {row}: {op:?}", name(gpu));
         if let Some(indices) = &indices {
             let list = &indices[row * places..][..places];
             let mut wanted: Vec<u32> = expected.blocks.iter().map(|&j| j as u32).collect();
             wanted.resize(places, NONE);
             assert_eq!(list, wanted, "{}", what());
-        }
-        if let Some(counts) = &counts {
-            assert_eq!(counts[row] as usize, expected.blocks.len(), "{}", what());
         }
         if let Some(words) = &words {
             let mut wanted = vec![0u32; words_each];
@@ -990,6 +1029,66 @@ fn choices_by_mass() {
             &hidden,
             Given::default(),
         );
+    }
+}
+
+/// Masses whose sum is past the largest number, by one invocation per row and by a selection.
+#[test]
+fn masses_of_huge_scores() {
+    for gpu in gpus() {
+        for (blocks, max) in [(30, 20), (130, 100)] {
+            for mass in [RouteMass::Softmax, RouteMass::Given] {
+                for p in [0.3, 1.0] {
+                    let op = top_k([1, 1, 5, blocks], 1).keep(Keep::TopP {
+                        p: Real(p),
+                        mass,
+                        min: 0,
+                        max,
+                    });
+                    let mut scores = noise(8, 5 * blocks as usize);
+                    for (number, row) in scores.chunks_mut(blocks as usize).enumerate() {
+                        match number {
+                            0 => row[5] = f32::INFINITY,
+                            1 => row[3..12].fill(f32::INFINITY),
+                            2 => row.fill(3e38),
+                            3 => row.iter_mut().for_each(|x| *x *= 3e38),
+                            _ => row.iter_mut().for_each(|x| *x *= 1e-35),
+                        }
+                    }
+                    check_route(gpu, &op, &scores, Given::default());
+                    let op = op.visible(Visible::Causal).forced(1, 2).blocks(64, 3);
+                    check_route(gpu, &op, &scores, Given::default());
+                }
+            }
+        }
+    }
+}
+
+/// Variants for hardware, on the devices that are here.
+#[test]
+fn choices_as_hardware_has_them() {
+    for gpu in gpus() {
+        let hard = with_caps(gpu, |caps| caps.software = false);
+        for (shape, k) in [
+            ([2, 4, 7, 150], 100),
+            ([1, 2, 2, 4099], 7),
+            ([2, 2, 9, 60], 8),
+        ] {
+            let op = top_k(shape, k).visible(Visible::Causal).group(2).own();
+            let op = op.blocks(1, 1).first_query(FirstQuery::At(shape[3] - 5));
+            check_route(&hard, &op, &few_values(&op), Given::default());
+        }
+        let op = top_k([1, 2, 3, 9001], 70).forced(2, 0);
+        check_route(&hard, &op, &few_values(&op), Given::default());
+        let op = top_k([1, 2, 9, 210], 1).keep(Keep::TopP {
+            p: Real(0.6),
+            mass: RouteMass::Softmax,
+            min: 3,
+            max: 130,
+        });
+        check_route(&hard, &op, &few_values(&op), Given::default());
+        let op = Pool::new(Layout::f32([2, 1, 67, 40]), 16).normalised();
+        check_pool(&hard, &op, &[], &[]);
     }
 }
 

@@ -25,7 +25,7 @@ use foveate::{
         flow_read, gather, hrr_attention, linear_attention_join, linear_attention_quadratic,
         linear_attention_step, list_sums, loop_count, order_count, order_scatter, order_starts,
         pool, random_features, range_join, range_sums, rotary, route_lists, route_scores_subgroup,
-        route_scores_tile, scan, short_conv_state, top_k, top_k_gather, vertical_slash,
+        route_scores_tile, scan, short_conv_state, top_k, top_k_gather, top_k_rows, vertical_slash,
     },
     plan::Outline,
 };
@@ -949,6 +949,25 @@ fn top_k_ops(into: &mut BTreeSet<Kernel>) {
     };
     let op = TopK::new(Layout::f32([1, 1 << 20]), 2);
     plan(op, &little, &Tuning::default(), into);
+    // Rows in scratch with values of f16, for selections that are parts of other ops.
+    for sorted in [false, true] {
+        for indices in [top_k::To::Nowhere, top_k::To::Indices] {
+            let variant = top_k_rows::Variant {
+                workgroup: 64,
+                room: 8,
+                rows: top_k::From::Numbers,
+                lens: false,
+                skip: sorted,
+                values: true,
+                indices,
+                sorted,
+                vec4: false,
+                out4: sorted,
+                f16: true,
+            };
+            into.insert(variant.into());
+        }
+    }
 }
 
 /// Rows by an index, sorts with digits of all sizes, means of rows put back, clusters, and lists of kept keys.

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::{Mutex, PoisonError};
 
-use common::{SENTINEL, gpus, name, place, say};
+use common::{SENTINEL, bits::with_caps, gpus, name, place, say};
 use foveate::{
     Caps, DType, Error, Gpu, Layout, NONE, RouteMass, Tensor, TopP, TopPArgs, Tuning,
     plan::Outline,
@@ -77,7 +77,20 @@ fn check(gpu: &Gpu, op: &TopP, data: &[f32], lens: Option<&[u32]>) -> usize {
         }
         if margin < MARGIN {
             near += 1;
-            assert!(taken.abs_diff(count) <= 1, "{}: row {number}", name(gpu));
+            assert!(
+                taken.abs_diff(count) <= 1,
+                "{}: {taken} and not {count} of row {number} of {op:?}",
+                name(gpu)
+            );
+            // The best so many all the same.
+            let exactly = TopPRule {
+                min: taken,
+                max: taken,
+                ..rule
+            };
+            let (mut expected, ..) = reference::top_p(row, len, &exactly);
+            expected.resize(rule.max, NONE);
+            assert_eq!(found, expected, "{}: row {number} of {op:?}", name(gpu));
             continue;
         }
         assert_eq!(found, expected, "{}: row {number} of {op:?}", name(gpu));
@@ -137,6 +150,98 @@ fn lengths_strides_and_what_is_hidden() {
             let op = op.unsorted().row_len(Layout::new(DType::U32, [2, 4]));
             check(gpu, &op, &data, Some(&[0, 9, 80, 1, 33, 80, 2, u32::MAX]));
         }
+    }
+}
+
+/// The bound may fall between the places of two invocations, or at either side of that by rounding.
+#[test]
+fn many_equal_masses() {
+    for gpu in gpus() {
+        for gpu in [gpu.clone(), with_caps(gpu, |caps| caps.software = false)] {
+            for (length, mass, p) in [
+                (256, 0.3, 0.25),
+                (1024, 0.1, 0.5),
+                (2048, 0.2, 0.25),
+                (1000, 0.7, 0.1),
+            ] {
+                for mass_of in [RouteMass::Given, RouteMass::Softmax] {
+                    let op = TopP::new(Layout::f32([1, length]), p, length).mass(mass_of);
+                    check(&gpu, &op, &vec![mass; length as usize], None);
+                }
+            }
+            // Every bound that ends a stretch of four places, or of one, of 256.
+            let masses = [0.1, 0.2, 0.3, 0.7, 1.0 / 3.0];
+            let data: Vec<f32> = masses.iter().flat_map(|&mass| [mass; 256]).collect();
+            for of_256 in [1, 4, 12, 64, 100, 104, 128, 252] {
+                let p = of_256 as f32 / 256.0;
+                let op = TopP::new(Layout::f32([5, 256]), p, 256).mass(RouteMass::Given);
+                check(&gpu, &op, &data, None);
+            }
+            // A few values, each many times.
+            let data: Vec<f32> = noise(6, 4 * 1000)
+                .iter()
+                .map(|x| (x * 2.0).round() * 0.1)
+                .collect();
+            for p in [0.2, 0.5, 0.8] {
+                let op = TopP::new(Layout::f32([4, 1000]), p, 900);
+                check(&gpu, &op.clone().mass(RouteMass::Given), &data, None);
+                check(&gpu, &op.unsorted(), &data, None);
+            }
+        }
+    }
+}
+
+/// All of the mass takes all, also what rounding says is nothing.
+#[test]
+fn all_of_the_mass() {
+    for gpu in gpus() {
+        let mut data = vec![-30.0; 2 * 300];
+        data[7] = 0.0;
+        data[300..].fill(0.0);
+        data[400] = 1e-30;
+        data[401] = f32::NAN;
+        data[402] = -1.0;
+        data[403] = 1e10;
+        for mass in [RouteMass::Softmax, RouteMass::Given] {
+            for max in [300, 200] {
+                let op = TopP::new(Layout::f32([2, 300]), 1.0, max).mass(mass);
+                check(gpu, &op, &data, None);
+            }
+        }
+    }
+}
+
+#[test]
+fn masses_whose_sum_is_past_the_largest_number_or_tiny() {
+    for gpu in gpus() {
+        let op = |n, p| TopP::new(Layout::f32([1, n]), p, n.min(100)).mass(RouteMass::Given);
+        check(gpu, &op(5, 0.1), &[f32::INFINITY; 5], None);
+        check(
+            gpu,
+            &op(5, 0.5),
+            &[f32::INFINITY, 1.0, 3e38, -1e38, 2e38],
+            None,
+        );
+        check(gpu, &op(100, 0.01), &[3e37; 100], None);
+        check(gpu, &op(70_000, 0.0003), &[3e38; 70_000], None);
+        check(gpu, &op(10, 0.35), &[2e-38; 10], None);
+    }
+}
+
+/// Variants for hardware, on the devices that are here.
+#[test]
+fn as_hardware_has_it() {
+    for gpu in gpus() {
+        let gpu = with_caps(gpu, |caps| caps.software = false);
+        let mut near = 0;
+        for (length, max) in [(3, 2), (200, 16), (257, 100), (1000, 700), (9001, 60)] {
+            let data: Vec<f32> = noise(4, 3 * length).iter().map(|x| x * 3.0).collect();
+            let op = TopP::new(Layout::f32([3, length as u64]), 0.4, max);
+            near += check(&gpu, &op, &data, None);
+            let given = op.mass(RouteMass::Given).unsorted().at_least(max / 2);
+            near += check(&gpu, &given, &data, None);
+        }
+        assert!(near < 6, "{near} of 30 rows are near their bound");
     }
 }
 

@@ -1,6 +1,7 @@
 // What routing reads: scores, and what a row may and must take of them.
 
 //@import grid
+//@import route_mass
 
 //@if F16
 enable f16;
@@ -286,14 +287,4 @@ fn rank_of(row: Row, j: u32, bits: u32) -> u32 {
 // The score of a rank, between HIDDEN and FORCED.
 fn score_of(rank: u32) -> f32 {
     return bitcast<f32>(select(~rank, rank & 0x7fffffffu, rank >= 0x80000000u));
-}
-
-// What a score is worth, where the largest is known.
-fn mass_of(score: f32, largest: f32) -> f32 {
-//@if GIVEN
-    return max(score, 0.0);
-//@else
-    let below = score - largest;
-    return select(exp(max(below, -100.0)), 0.0, below < -100.0);
-//@endif
 }

@@ -59,7 +59,7 @@ struct Matrix {
 
 #[derive(Debug, Serialize)]
 struct Measured {
-    /// Iterations that one loop nest may take before the device leaves it.
+    /// Iterations that the loops of one invocation may take, all together, before the device leaves them.
     loop_budget: u32,
     ceilings: Option<bench::Ceilings>,
 }

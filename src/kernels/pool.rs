@@ -44,14 +44,14 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// Iterations of loops for blocks of so many rows, checks that end them counted.
+    /// Iterations of all loops of an invocation for blocks of so many rows, checks that end them counted.
     pub fn iterations(&self, rows: u64, channels: u64) -> u64 {
         let turns = rows / ROWS_PER_TURN + 2 + ROWS_PER_TURN;
         let vectors = channels.div_ceil(4).div_ceil(self.lanes.into());
         let write = vectors * (turns + 6) + 1;
         if self.normalise {
-            // The three loops stand one after the other, and each is counted by itself.
-            write.max(u64::from(self.lanes) + 1)
+            // Rows are made two times more, each with a number that lanes join.
+            write + 2 * (vectors * (turns + 1) + 1 + u64::from(self.lanes))
         } else {
             write
         }

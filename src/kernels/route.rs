@@ -39,6 +39,12 @@ impl RouteIo {
         ]
     }
 
+    /// Iterations that find what a row may and must take, the checks that end them counted: each search halves 32 bits.
+    pub(super) fn searches(&self) -> u64 {
+        let blocks = if self.starts { 5 } else { 0 };
+        33 * (blocks + u64::from(self.packed))
+    }
+
     /// With so many tensors that are written.
     pub(super) fn supports(&self, caps: &Caps, written: u32) -> Result<(), String> {
         let flags = [self.row_starts, self.starts, self.lengths, self.packed];

@@ -22,14 +22,22 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// Iterations of the longest loop nest, for so many blocks and selected ones.
-    pub fn iterations(blocks: u64, selected: u64) -> u64 {
+    /// Iterations of all loops of an invocation, the checks that end them counted, for so many blocks, selected ones and
+    /// places of a list.
+    pub fn iterations(&self, blocks: u64, selected: u64, places: u64) -> u64 {
         let lanes = u64::from(ROUTE_WORKGROUP);
         let words = blocks.div_ceil(32);
-        let each = words.min(WORDS.into()).div_ceil(lanes) + 1;
-        let segment = 1 + 3 * each + selected.div_ceil(lanes) + 1 + lanes + 1;
-        let lists = words.div_ceil(WORDS.into()) * segment + selected + each;
-        lists.max(blocks.div_ceil(lanes) + 1)
+        let each = words.min(WORDS.into()).div_ceil(lanes);
+        let turns = |count: u64| count.div_ceil(lanes) + 1;
+        // One invocation may have the bits of all that is selected.
+        let segment = 1 + 3 * (each + 1) + each + turns(selected) + lanes + 1;
+        let lists = words.div_ceil(WORDS.into()) * segment + 1 + selected + turns(places);
+        if self.share {
+            // Scores are walked through twice, three numbers joined, and what was selected is counted.
+            lists + 2 * turns(blocks) + 3 * (lanes + 1) + selected + 1
+        } else {
+            lists
+        }
     }
 }
 

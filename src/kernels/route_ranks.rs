@@ -15,6 +15,13 @@ pub struct Variant {
     pub io: RouteIo,
 }
 
+impl Variant {
+    /// Iterations of all loops of an invocation that has a stretch of blocks, the checks that end them counted.
+    pub fn iterations(&self, stretch: u64, group: u64) -> u64 {
+        self.io.searches() + stretch.div_ceil(4) * (1 + group) + 1
+    }
+}
+
 impl super::Variant for Variant {
     fn constants(&self) -> Constants {
         let mut list = self.io.constants(false);

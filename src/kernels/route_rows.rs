@@ -25,9 +25,13 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// Iterations of the longest loop nest, for so many blocks and heads that are summed.
-    pub fn iterations(blocks: u64, group: u64) -> u64 {
-        blocks.div_ceil(32) * (2 + 8 * group) + 2
+    /// Iterations of all loops of an invocation, the checks that end them counted, for so many blocks and heads that are
+    /// summed, and lists of `k` places.
+    pub fn iterations(&self, blocks: u64, group: u64, k: u64) -> u64 {
+        // One walk for the ranks, one more for the mass, and the last by words of bits.
+        let turns = blocks.div_ceil(4) * (1 + group) + 1;
+        let walks = if self.share { 3 } else { 2 };
+        self.io.searches() + walks * turns + 2 * blocks.div_ceil(32) + k + 1
     }
 }
 

@@ -24,7 +24,7 @@ pub enum Blocks {
 }
 
 impl Blocks {
-    /// Blocks in a sequence, where that is known before the numbers of the tensor are.
+    /// Positions of a block, where all have as many.
     pub(crate) fn size(&self) -> Option<u64> {
         match self {
             Self::Size(size) => Some(*size),
@@ -275,6 +275,13 @@ impl Pool {
             let step = self.stride();
             if step == 0 {
                 return Err(Error::invalid("step", "0 rows", "give at least 1"));
+            }
+            if step > MOST_POSITIONS {
+                return Err(Error::unsupported(
+                    format!("steps of {step} rows"),
+                    format!("positions are counted to {MOST_POSITIONS}"),
+                    "give a step of at most as many rows as x has",
+                ));
             }
             let most = rows.div_ceil(step);
             if blocks > most {

@@ -99,8 +99,8 @@ pub enum Visible {
 ///
 /// # What it must take
 ///
-/// Forced blocks come before all others, whatever their scores (also of NaN): those that hold a query of the row
-/// (`own`); the first blocks of the sequence (`first`); and the last blocks up to the one that holds the row's last
+/// Forced blocks come before all others, whatever their scores (also of NaN): those that hold a query of the row at a
+/// position before `kv_len` and the end of its sequence (`own`); the first blocks of the sequence (`first`); and the last blocks up to the one that holds the row's last
 /// query, or the sequence's last position where that is earlier (`recent`; like `first`, it counts blocks without
 /// positions). The last two rules of the list above hold for them too, and but for [`Visible::All`], they begin at or
 /// before the row's last query. They count among the `k`.

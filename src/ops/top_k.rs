@@ -225,9 +225,10 @@ impl<'a> From<TopKArgs<'a>> for Args<'a> {
 /// Elements are ordered as [`TopK`] orders them, largest first, and NaN and minus infinity are never taken. With `m` the
 /// mass of an element (`exp(x - max x)`, or `max(x, 0)`, see [`RouteMass`]), the smallest `c` is taken for which the sum
 /// of the first `c` masses is at least `p` times the sum of all; then at least `min` and at most `max`, as far as there
-/// are elements that may be taken. Plus infinity counts as the largest finite number. Sums are f32, in an order that is
-/// the same in every run on a device: where a sum comes within rounding of the bound, one element more or less is
-/// taken.
+/// are elements that may be taken. A `p` of 1 takes all of those, also the ones that are worth nothing. Plus infinity
+/// counts as the largest finite number. Sums are f32, in an order that is the same in every run on a device: where sums
+/// come within rounding of the bound, fewer or more elements are taken, as many as are worth that little together (one,
+/// but for masses below the rounding of the sum).
 ///
 /// Sources: nucleus sampling (Holtzman et al., 2020, arXiv:1904.09751); FlexPrefill (Lai et al., 2025,
 /// arXiv:2502.20766).

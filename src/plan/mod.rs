@@ -349,12 +349,20 @@ fn places<const AXES: usize>(strides: [u64; AXES], lens: [u64; AXES]) -> [u32; A
     })
 }
 
-/// Strides of a tensor for a shader; axes that it lacks have 0.
-fn layout_places<const AXES: usize>(layout: &Layout) -> [u32; AXES] {
-    places(
-        std::array::from_fn(|axis| layout.strides.get(axis).copied().unwrap_or(0)),
-        std::array::from_fn(|axis| layout.shape.get(axis).copied().unwrap_or(1)),
+/// Strides of a tensor for offsets; those of axes that it lacks, or that are 1 long, are 0.
+fn layout_strides<const AXES: usize>(layout: &Layout) -> [u64; AXES] {
+    std::array::from_fn(
+        |axis| match (layout.shape.get(axis), layout.strides.get(axis)) {
+            (Some(2..), Some(&stride)) => stride,
+            _ => 0,
+        },
     )
+}
+
+/// The same for a shader. A slice that has more than one of an axis fits a binding, so what is too large for 32 bits is
+/// multiplied by 0 there; offsets of slices are made of [`layout_strides`].
+fn layout_places<const AXES: usize>(layout: &Layout) -> [u32; AXES] {
+    layout_strides(layout).map(small)
 }
 
 /// Whether rows can be read four elements at a time.

@@ -1,7 +1,7 @@
 //! Pooling: which slices, and how many invocations share a block.
 
 use super::{
-    Outline, Range, Schedule, Step, by_fours, grid, layout_places,
+    Outline, Range, Schedule, Step, by_fours, grid, layout_places, layout_strides,
     slice::{self, Operand, Part, Window},
     small,
 };
@@ -114,14 +114,16 @@ fn variant(op: &Pool) -> Variant {
 /// Each tensor over batch entries, heads and blocks.
 fn operands(op: &Pool) -> Vec<(Slot, &Layout, Operand<3>)> {
     let [.., rows, channels] = dims(&op.x);
-    let [x_batch, x_head, x_row, x_channel] = layout_places(&op.x).map(u64::from);
+    let [x_batch, x_head, x_row, x_channel] = layout_strides(&op.x);
     let (x_block, rows) = match op.blocks.size() {
+        // One block has none after it, however far away that would be.
+        Some(size) if dims(&op.y)[2] == 1 => (0, size.min(rows)),
         Some(size) => (op.stride() * x_row, size.min(rows)),
         None => (0, rows),
     };
     let inner = (rows - 1) * x_row + (channels - 1) * x_channel + 1;
     let x = Operand::new("x", &op.x, [x_batch, x_head, x_block], inner);
-    let [y_batch, y_head, y_row, y_channel] = layout_places(&op.y).map(u64::from);
+    let [y_batch, y_head, y_row, y_channel] = layout_strides(&op.y);
     let inner = (channels - 1) * y_channel + 1;
     let y = Operand::new("y", &op.y, [y_batch, y_head, y_row], inner);
     let mut list = vec![(Slot::X, &op.x, x), (Slot::Y, &op.y, y)];
@@ -132,8 +134,8 @@ fn operands(op: &Pool) -> Vec<(Slot, &Layout, Operand<3>)> {
         list.push((Slot::BlockStarts, starts, operand));
     }
     if let Some(lens) = &op.kv_len {
-        let [entry] = layout_places(lens);
-        let operand = Operand::new("kv_len", lens, [entry.into(), 0, 0], 1);
+        let [entry] = layout_strides(lens);
+        let operand = Operand::new("kv_len", lens, [entry, 0, 0], 1);
         list.push((Slot::KvLen, lens, operand));
     }
     list
@@ -142,10 +144,10 @@ fn operands(op: &Pool) -> Vec<(Slot, &Layout, Operand<3>)> {
 /// Strides of starts over batch entries, heads and blocks, which may be one list for all.
 pub(super) fn starts_places(starts: &Layout) -> [u64; 3] {
     if starts.rank() == 1 {
-        let [block] = layout_places(starts);
-        [0, 0, block.into()]
+        let [block] = layout_strides(starts);
+        [0, 0, block]
     } else {
-        layout_places(starts).map(u64::from)
+        layout_strides(starts)
     }
 }
 

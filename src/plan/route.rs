@@ -1,7 +1,7 @@
 //! Routing: rows by one invocation each where lists are short; else ranks in scratch, a selection from these, and lists.
 
 use super::{
-    Outline, Range, Schedule, Step, by_fours, grid, layout_places,
+    Outline, Range, Schedule, Step, by_fours, grid, layout_places, layout_strides,
     pool::starts_places,
     slice::{self, Operand, Part, Window},
     small,
@@ -28,7 +28,7 @@ pub(super) fn outline(op: &Route, caps: &Caps) -> Result<Outline> {
         io: io(op),
         outputs: outputs(op),
     };
-    let iterations = route_rows::Variant::iterations(blocks, op.group);
+    let iterations = variant.iterations(blocks, op.group, most);
     let fits = iterations <= caps.loop_budget.into();
     // Long rows are read by many invocations, unless there are rows enough for all.
     let rows: u64 = lens(op).iter().product();
@@ -59,10 +59,15 @@ fn by_selection(op: &Route, caps: &Caps) -> Result<Outline> {
     supported(op, caps, ranks.into())?;
     supported(op, caps, lists.into())?;
     let k = op.keep.most().min(blocks);
-    let stretch = if caps.software { SOFTWARE_STRETCH } else { 4 };
-    let walk = stretch / 4 * (op.group + 1);
-    let iterations = route_lists::Variant::iterations(blocks, k).max(walk);
-    if iterations > caps.loop_budget.into() {
+    let budget = u64::from(caps.loop_budget);
+    let mut stretch = if caps.software { SOFTWARE_STRETCH } else { 4 };
+    while stretch > 4 && ranks.iterations(stretch, op.group) > budget {
+        stretch /= 2;
+    }
+    let iterations = lists
+        .iterations(blocks, k, op.keep.most())
+        .max(ranks.iterations(stretch, op.group));
+    if iterations > budget {
         return Err(Error::unsupported(
             format!("routing among {blocks} blocks of {} heads each", op.group),
             format!(
@@ -281,7 +286,7 @@ fn fit(lens: [u64; 3], operands: &[Bound<'_>], caps: &Caps) -> Result<[u64; 3]> 
 /// Each tensor over the iteration space; outputs where they are wanted.
 fn operands(op: &Route, outputs: bool) -> Vec<Bound<'_>> {
     let [_, _, _, blocks] = dims(&op.scores);
-    let [b, h, row, block] = layout_places(&op.scores).map(u64::from);
+    let [b, h, row, block] = layout_strides(&op.scores);
     let inner = (op.group - 1) * h + (blocks - 1) * block + 1;
     let scores = Operand::new("scores", &op.scores, [b, h * op.group, row], inner);
     let mut list = vec![(Slot::Scores, &op.scores, scores)];
@@ -296,12 +301,12 @@ fn operands(op: &Route, outputs: bool) -> Vec<Bound<'_>> {
         list.push((Slot::BlockStarts, starts, operand));
     }
     if let Some(lens) = &op.kv_len {
-        let [entry] = layout_places(lens);
-        let operand = Operand::new("kv_len", lens, [entry.into(), 0, 0], 1);
+        let [entry] = layout_strides(lens);
+        let operand = Operand::new("kv_len", lens, [entry, 0, 0], 1);
         list.push((Slot::KvLen, lens, operand));
     }
     if let Some(starts) = &op.cu_seqlens {
-        let [step] = layout_places(starts).map(u64::from);
+        let [step] = layout_strides(starts);
         let inner = (starts.elements() - 1) * step + 1;
         let operand = Operand::new("cu_seqlens", starts, [0; 3], inner);
         list.push((Slot::CuSeqlens, starts, operand));
@@ -313,7 +318,7 @@ fn operands(op: &Route, outputs: bool) -> Vec<Bound<'_>> {
     ];
     for (slot, layout) in written {
         if let (true, Some(layout)) = (outputs, layout) {
-            let [b, h, row, place] = layout_places(layout).map(u64::from);
+            let [b, h, row, place] = layout_strides(layout);
             let places = layout.shape.get(3).copied().unwrap_or(1);
             let inner = (places - 1) * place + 1;
             list.push((

@@ -2,7 +2,7 @@
 
 use super::{
     Outline, Range, SMALL_SUBGROUP, Schedule, Step, Tuning, WANTED_WORKGROUPS, by_fours, grid,
-    layout_places,
+    layout_places, layout_strides,
     slice::{self, Operand, Part, Window},
     small,
 };
@@ -207,25 +207,25 @@ fn of_heads(stride: u64, group: u64) -> [u64; 2] {
 fn operands(op: &RouteScores) -> Vec<(Slot, &Layout, Operand<AXES>)> {
     let group = op.group();
     let along = |layout: &Layout, stride: u64| (dims(layout)[3] - 1) * stride + 1;
-    let [b, h, row, channel] = layout_places(&op.q).map(u64::from);
+    let [b, h, row, channel] = layout_strides(&op.q);
     let [kv, head] = of_heads(h, group);
     let q = Operand::new("q", &op.q, [b, kv, head, row, 0], along(&op.q, channel));
     let mut list = vec![(Slot::Q, &op.q, q)];
     for (slot, layout) in [(Slot::K, Some(&op.k)), (Slot::KMin, op.k_min.as_ref())] {
         if let Some(layout) = layout {
-            let [b, h, row, channel] = layout_places(layout).map(u64::from);
+            let [b, h, row, channel] = layout_strides(layout);
             let inner = along(layout, channel);
             let operand = Operand::new(slot.name(), layout, [b, h, 0, 0, row], inner);
             list.push((slot, layout, operand));
         }
     }
     if let Some(weights) = &op.head_weights {
-        let [b, h, row] = layout_places(weights).map(u64::from);
+        let [b, h, row] = layout_strides(weights);
         let [kv, head] = of_heads(h, group);
         let operand = Operand::new("head_weights", weights, [b, kv, head, row, 0], 1);
         list.push((Slot::HeadWeights, weights, operand));
     }
-    let [b, h, row, column] = layout_places(&op.out).map(u64::from);
+    let [b, h, row, column] = layout_strides(&op.out);
     let [kv, head] = if op.sum_heads {
         [h, 0]
     } else {

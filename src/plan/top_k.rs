@@ -41,7 +41,6 @@ pub(super) enum Source<'a> {
     Tensor(Slot, &'a Layout),
     /// f32 rows in scratch, from this place on and so far apart, both in floats: those of the rows that are selected
     /// from together, numbered with the last axis fastest. An element of the bits `u32::MAX` counts as not there.
-    #[allow(dead_code, reason = "for selections that are parts of other ops")]
     Scratch { at: u64, stride: u64 },
 }
 
@@ -336,7 +335,7 @@ impl<'a> Builder<'a> {
             _ => SHORT,
         };
         let room = small(selection.k.next_power_of_two());
-        if selection.length > longest.min(u64::from(self.caps.loop_budget) - 1)
+        if selection.length > longest.min(u64::from(self.caps.loop_budget).saturating_sub(1))
             || room > top_k_rows::MOST_ROOM
             || self.selection.cuts_rows(self.caps)
         {

@@ -87,10 +87,12 @@ pub fn top_p(row: &[f32], len: usize, rule: &TopPRule) -> (Vec<u32>, usize, f64)
     let mut count = 0;
     let mut sum = 0.0;
     let mut margin = f64::INFINITY;
-    while count < order.len() && sum < rule.p * total {
+    while count < order.len() && (rule.p >= 1.0 || sum < rule.p * total) {
         sum += masses[count];
         count += 1;
-        margin = margin.min((sum / total - rule.p).abs());
+        if rule.p < 1.0 {
+            margin = margin.min((sum / total - rule.p).abs());
+        }
     }
     let count = count.max(rule.min).min(rule.max).min(order.len());
     order.truncate(count);

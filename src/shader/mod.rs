@@ -114,6 +114,10 @@ const SHARED: &[(&str, &str)] = &[
     ),
     ("grid", include_str!("../../shaders/shared/grid.wgsl")),
     (
+        "mass_scale",
+        include_str!("../../shaders/shared/mass_scale.wgsl"),
+    ),
+    (
         "order_digits",
         include_str!("../../shaders/shared/order_digits.wgsl"),
     ),
@@ -124,6 +128,10 @@ const SHARED: &[(&str, &str)] = &[
     (
         "linear_tensors",
         include_str!("../../shaders/shared/linear_tensors.wgsl"),
+    ),
+    (
+        "route_mass",
+        include_str!("../../shaders/shared/route_mass.wgsl"),
     ),
     ("route", include_str!("../../shaders/shared/route.wgsl")),
     (
