@@ -82,7 +82,7 @@
 //!
 //! | module or type | what it is |
 //! |---|---|
-//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Gather`], [`Sort`], [`ScatterMean`], [`ClusterUpdate`], [`Evict`], [`TopK`], [`TopP`], [`Pool`], [`RouteScores`], [`Route`], [`VerticalSlash`], [`Divergence`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
+//! | [`ops`]: [`Attention`], [`Merge`], [`Rotary`], [`Softmax`], [`Weights`], [`LinearAttention`], [`RandomFeatures`], [`ShortConv`], [`Scan`], [`HrrAttention`], [`FlowAttention`], [`AftFull`], [`Gather`], [`Sort`], [`ScatterMean`], [`Scatter`], [`ClusterUpdate`], [`Evict`], [`TopK`], [`TopP`], [`Pool`], [`RouteScores`], [`Route`], [`VerticalSlash`], [`Divergence`], [`Op`] | what to compute, as data that can be compared, hashed and serialised |
 //! | [`presets`] | known changes to attention as mods: ALiBi, relative positions, neighbourhoods, documents, trees ... |
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
@@ -138,8 +138,8 @@ pub use ops::{
 pub use ops::{
     Blocks, ClusterUpdate, ClusterUpdateArgs, Divergence, DivergenceArgs, Divisor, Evict,
     EvictArgs, FirstQuery, Gather, GatherArgs, Keep, NONE, Pool, PoolArgs, PoolRule, Route,
-    RouteArgs, RouteMass, RouteScores, RouteScoresArgs, ScatterMean, ScatterMeanArgs, ScoreRule,
-    Sort, SortArgs, VerticalSlash, VerticalSlashArgs, Visible,
+    RouteArgs, RouteMass, RouteScores, RouteScoresArgs, Scatter, ScatterArgs, ScatterMean,
+    ScatterMeanArgs, ScoreRule, Sort, SortArgs, VerticalSlash, VerticalSlashArgs, Visible,
 };
 pub use ops::{TopK, TopKArgs, TopP, TopPArgs};
 pub use pipeline::Counters;

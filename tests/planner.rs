@@ -363,6 +363,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::VerticalSlash(_) | Op::Divergence(_) => {
             return Err("tests/patterns.rs has the tests of these ops".into());
         }
+        Op::Scatter(_) => return Err("tests/scatter.rs has the tests of this op".into()),
         Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => {
             return Err("tests/gather.rs and tests/sort.rs have the tests of this op".into());
         }
@@ -417,6 +418,7 @@ fn keeps_the_limits(outline: &Outline, caps: &Caps) -> Result<(), String> {
         Op::Pool(_) | Op::Route(_) => 1,
         Op::Gather(_) | Op::Sort(_) | Op::ScatterMean(_) | Op::ClusterUpdate(_) | Op::Evict(_) => 1,
         Op::TopK(_) | Op::TopP(_) | Op::VerticalSlash(_) | Op::Divergence(_) => 1,
+        Op::Scatter(_) => 1,
     };
     ensure(
         outline.rejected.len() == all - 1,

@@ -14,9 +14,9 @@ use foveate::{
     Denominator, Divergence, Divisor, Error, Evict, FeatureMap, FlowAttention, Gather, Guard,
     HrrAttention, Keep, Layout, LinearAttention, Local, LocalWeights, Merge, Mod, Normaliser, Op,
     Pool, PoolRule, PositionBias, RandomFeatures, Reach, Real, Rotary, Route, RouteMass,
-    RouteScores, Scan, ScanRule, ScatterMean, Schedule, Scores, ShortConv, Similarity, Softmax,
-    Sort, Stage, Statistic, TopK, TopP, Tuning, UpdateRule, VerticalSlash, Visible, Weights,
-    Window,
+    RouteScores, Scan, ScanRule, Scatter, ScatterMean, Schedule, Scores, ShortConv, Similarity,
+    Softmax, Sort, Stage, Statistic, TopK, TopP, Tuning, UpdateRule, VerticalSlash, Visible,
+    Weights, Window,
     caps::MatrixShape,
     kernels::{
         Kernel, ROUTE_WORKGROUP, STEMS, aft_full, attention_mass, attention_matrix,
@@ -25,7 +25,8 @@ use foveate::{
         flow_read, gather, hrr_attention, linear_attention_join, linear_attention_quadratic,
         linear_attention_step, list_sums, loop_count, order_count, order_scatter, order_starts,
         pool, random_features, range_join, range_sums, rotary, route_lists, route_scores_subgroup,
-        route_scores_tile, scan, short_conv_state, top_k, top_k_gather, top_k_rows, vertical_slash,
+        route_scores_tile, scan, scatter, short_conv_state, top_k, top_k_gather, top_k_rows,
+        vertical_slash,
     },
     plan::Outline,
 };
@@ -1015,6 +1016,22 @@ fn index_ops(into: &mut BTreeSet<Kernel>) {
     let op = Divergence::new(Layout::f32([2, 3, 70]), Layout::f32([2, 3, 70]), 0.1);
     plan(op.clone(), &caps(8), &open, into);
     plan(op.with_distance(), &caps(8), &open, into);
+    for bits in 0..16 {
+        let mut op = if bits & 1 != 0 {
+            let x = Layout::new(float(bits & 2 != 0), [2, 3, 9]);
+            Scatter::new(x, numbers(&[2, 3, 9]), 70)
+        } else {
+            let y = Layout::new(float(bits & 2 != 0), [2, 3, 70]);
+            Scatter::ones(numbers(&[2, 3, 9]), 70).output(y)
+        };
+        if bits & 4 != 0 {
+            op = op.gate(Layout::f32([2, 3]));
+        }
+        if bits & 8 != 0 {
+            op = op.factor(2.0);
+        }
+        plan(op, &caps(8), &open, into);
+    }
 }
 
 /// Pooling, scores and choices, with every flag that their kernels have.
@@ -1446,6 +1463,10 @@ fn agrees(kernel: Kernel, module: &Reflected) -> Result<(), String> {
         Kernel::ClusterJoin(_) => (cluster_join::WORKGROUP, 4 * cluster_join::WORKGROUP),
         Kernel::Evict(_) => (evict::WORKGROUP, 12 * evict::WORKGROUP),
         Kernel::VerticalSlash(_) => (vertical_slash::WORKGROUP, 4 * vertical_slash::WORDS),
+        Kernel::Scatter(_) => {
+            eq("SLOTS", module.constant("SLOTS"), scatter::SLOTS)?;
+            (scatter::WORKGROUP, 4 * scatter::SLOTS)
+        }
         Kernel::Divergence(_) => (divergence::WORKGROUP, 8 * divergence::WORKGROUP),
         Kernel::RangeJoin(_) => (range_join::WORKGROUP, 0),
         Kernel::FlowRead(variant) => {

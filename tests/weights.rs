@@ -95,6 +95,58 @@ fn outcome(
     }
 }
 
+/// Layers of one set of keys add up: the first writes, the others add.
+#[test]
+fn mass_over_layers() {
+    for gpu in gpus() {
+        let few = smaller(gpu, |caps| caps.loop_budget = 60);
+        for gpu in [gpu, &few] {
+            let mut want = vec![0.0; 2 * 4 * 29];
+            let mut out: Option<Tensor> = None;
+            for q_len in [37, 5, 16] {
+                let problem = Problem::new([2, 4, 2], [q_len, 29], 8);
+                let ([q, k, v], ..) = problem.random();
+                let (lse, (mass, _)) = problem.with_inputs((&q, &k, &v), None, None, |a| {
+                    let lse = reference::attention(a).lse;
+                    (lse, reference::weights(a, &Statistic::Mass))
+                });
+                for (sum, mass) in want.iter_mut().zip(mass) {
+                    *sum += mass;
+                }
+                let lse: Vec<u8> = lse.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
+                let sum = problem.with_op(gpu, (&q, &k, &v), None, None, |op, args, [_, sums]| {
+                    gpu.write(sums, &lse)?;
+                    let mut op = Weights::new(op, Statistic::Mass);
+                    op.out = with_gaps(&op.out);
+                    let sum = match out.take() {
+                        None => place(gpu, op.out.clone(), &[])?,
+                        Some(sum) => {
+                            op = op.accumulate();
+                            sum
+                        }
+                    };
+                    let args = op.args(args, sum.view(), None);
+                    gpu.compute(&op.into(), args)?;
+                    Ok(sum)
+                });
+                out = Some(sum.unwrap_or_else(|error| panic!("{}: {error}", name(gpu))));
+            }
+            let out = out.expect("ran");
+            untouched_around(gpu, &out).expect("reads back");
+            let error = reference::error(&gpu.download(&out).expect("reads back"), &want);
+            assert!(error <= F32, "{}: {error:e}", name(gpu));
+        }
+    }
+    let op = Attention::new(
+        Layout::f32([1, 1, 2, 4]),
+        Layout::f32([1, 1, 3, 4]),
+        Layout::f32([1, 1, 3, 4]),
+    );
+    let op = Weights::new(op.with_lse(), Statistic::Entropy).accumulate();
+    let error = foveate::Op::from(op).check().expect_err("adds up masses");
+    assert!(error.to_string().starts_with("accumulate: "), "{error}");
+}
+
 /// Rows of a contiguous layout with a gap after each, from an odd place on.
 fn with_gaps(layout: &Layout) -> Layout {
     let mut wide = layout.shape.clone();

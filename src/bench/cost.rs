@@ -125,7 +125,7 @@ pub fn cost(op: &Op) -> Cost {
         }
         Op::Route(op) => op.scores.elements() as f64,
         // They move numbers.
-        Op::Gather(_) | Op::Sort(_) => 0.0,
+        Op::Gather(_) | Op::Sort(_) | Op::Scatter(_) => 0.0,
         Op::ScatterMean(op) => op.x.elements() as f64,
         Op::ClusterUpdate(op) => {
             let clusters = op.means.shape.get(1).map_or(0, |&clusters| clusters);
@@ -151,6 +151,7 @@ pub fn cost(op: &Op) -> Cost {
 fn in_place(op: &Op, slot: Slot) -> bool {
     match op {
         Op::Softmax(op) => op.in_place,
+        Op::Weights(op) => op.accumulate && slot == Slot::Out,
         Op::Rotary(op) => op.in_place,
         Op::Scan(op) => op.in_place && slot == Slot::FinalState,
         Op::LinearAttention(op) => op.in_place && matches!(slot, Slot::FinalState | Slot::FinalSum),

@@ -851,6 +851,7 @@ fn output_of(op: &Op) -> (Slot, &Layout) {
         Op::ClusterUpdate(op) => (Slot::NewMeans, &op.new_means),
         Op::Evict(op) => (Slot::NewScores, &op.new_scores),
         Op::VerticalSlash(op) => (Slot::Bits, &op.bits),
+        Op::Scatter(op) => (Slot::Y, &op.y),
         Op::Divergence(op) => (Slot::Chosen, &op.chosen),
     }
 }

@@ -1,4 +1,4 @@
-//! What modules do around attention, on the host in f64: linear layers, softmax over few numbers, sums.
+//! What modules do around attention, on the host in f64: linear layers, sums.
 
 /// `x w^T + bias` for each row of `x`; `w` is `[out, in]`, as PyTorch keeps it.
 pub(super) fn linear(x: &[f32], w: &[f32], inputs: usize, bias: Option<&[f32]>) -> Vec<f32> {
@@ -19,13 +19,6 @@ pub(super) fn columns(x: &[f32], width: usize, from: usize, count: usize) -> Vec
     x.chunks_exact(width.max(1))
         .flat_map(|row| row.iter().skip(from).take(count).copied())
         .collect()
-}
-
-/// Softmax of each row of `width`.
-pub(super) fn softmax(x: &[f32], width: usize) -> Vec<f64> {
-    let wide: Vec<f64> = x.iter().map(|&x| x.into()).collect();
-    let rows = wide.len() / width.max(1);
-    crate::reference::softmax(&wide, &[rows, width], 1, 1.0, false)
 }
 
 /// Elements of a row-major tensor in another order of its axes: axis `n` of the result is `order[n]` of `x`.

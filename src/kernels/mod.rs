@@ -42,6 +42,7 @@ pub mod route_scores_tile;
 pub mod scan;
 pub mod scan_join;
 pub mod scan_scores;
+pub mod scatter;
 pub mod short_conv;
 pub mod short_conv_state;
 pub mod softmax;
@@ -210,6 +211,7 @@ registry! {
     top_p: TopP,
     vertical_slash: VerticalSlash,
     divergence: Divergence,
+    scatter: Scatter,
     ceiling_fma: CeilingFma,
     ceiling_stream: CeilingStream,
     ceiling_matrix: CeilingMatrix,

@@ -19,6 +19,7 @@ mod rotary;
 mod route;
 mod route_scores;
 mod scan;
+mod scatter;
 mod scatter_mean;
 mod short_conv;
 mod softmax;
@@ -49,6 +50,7 @@ pub use route::{FirstQuery, Keep, MOST_KEPT, Route, RouteArgs, RouteMass, Visibl
 pub use route_scores::{RouteScores, RouteScoresArgs, ScoreRule};
 pub(crate) use scan::ScanStrides;
 pub use scan::{Denominator, Scan, ScanArgs, ScanRule, Scores};
+pub use scatter::{Scatter, ScatterArgs};
 pub use scatter_mean::{ScatterMean, ScatterMeanArgs};
 pub use short_conv::{Activation, ShortConv, ShortConvArgs};
 pub use softmax::{Softmax, SoftmaxArgs};
@@ -150,6 +152,8 @@ ops! {
     Sort,
     /// Rows put back where an index says.
     ScatterMean,
+    /// A selection, written into dense rows.
+    Scatter,
     /// Centroids of clusters, by a moving average.
     ClusterUpdate,
     /// A list of kept keys, one step on.

@@ -59,7 +59,7 @@ fn with_last(x: &Layout, last: u64) -> Vec<u64> {
 }
 
 /// The axes of `x` but the last; one axis for a single row.
-fn rows_of(x: &Layout) -> Vec<u64> {
+pub(super) fn rows_of(x: &Layout) -> Vec<u64> {
     match x.shape.split_last() {
         Some((_, rows)) if !rows.is_empty() => rows.to_vec(),
         _ => vec![1],

@@ -99,7 +99,7 @@ impl Statistic {
 /// memory unless that is what is asked for.
 ///
 /// All terms of the attention count: masks, bias, windows, lengths, packed sequences, sinks, soft cap, block
-/// mask, mods. Its `v`, `o` and `gate` take no part. Statistics of weights read the log-sum-exp that the attention
+/// mask, mods; lists of keys ([`Attention::key_index`]) are refused. Its `v`, `o` and `gate` take no part. Statistics of weights read the log-sum-exp that the attention
 /// wrote ([`Attention::with_lse`]), as an input: `w = exp(score - lse)`, changed by `prob_mod` where there is
 /// one. A query that sees no key has weights of 0. Ties go to the key with the lowest index; weights are
 /// compared as computed, in f32. Results are the same in every run on one device.
@@ -118,6 +118,9 @@ pub struct Weights {
     /// Output: numbers of keys, where the statistic has them.
     #[serde(default)]
     pub keys: Option<Layout>,
+    /// Whether [`Statistic::Mass`] is added to what is in the output, instead of written to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accumulate: bool,
 }
 
 impl Weights {
@@ -134,7 +137,18 @@ impl Weights {
             statistic,
             out: Layout::f32(shape),
             keys,
+            accumulate: false,
         }
+    }
+
+    /// Adds the mass of keys to what is in the output: the weight that they get in several layers, or in several
+    /// steps of decoding, which then picks the keys that go on.
+    ///
+    /// Source: Wang et al., SpAtten (2021, arXiv:2012.09852), cascade token pruning.
+    #[must_use]
+    pub fn accumulate(mut self) -> Self {
+        self.accumulate = true;
+        self
     }
 
     /// Writes the output to this layout.
@@ -215,6 +229,13 @@ impl Weights {
                 return wrong(format!("the top {count} keys"), "give a count from 1 to 64");
             }
             _ => {}
+        }
+        if self.accumulate && self.statistic != Statistic::Mass {
+            return Err(Error::invalid(
+                "accumulate",
+                "is asked for, and the statistic is not the mass of keys",
+                "leave it out, or ask for Statistic::Mass",
+            ));
         }
         if self.statistic.needs_lse() && self.attention.lse.is_none() {
             return Err(Error::invalid(

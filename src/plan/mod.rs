@@ -20,6 +20,7 @@ mod rotary;
 mod route;
 mod route_scores;
 mod scan;
+mod scatter;
 mod scatter_mean;
 mod short_conv;
 mod slice;
@@ -208,6 +209,7 @@ impl Outline {
             Op::Gather(_)
             | Op::Sort(_)
             | Op::ScatterMean(_)
+            | Op::Scatter(_)
             | Op::ClusterUpdate(_)
             | Op::Evict(_)
             | Op::VerticalSlash(_)
@@ -249,6 +251,7 @@ impl Outline {
             Op::Sort(op) => sort::outline(op, caps)?,
             Op::TopK(op) => top_k::outline(op, caps)?,
             Op::TopP(op) => top_p::outline(op, caps)?,
+            Op::Scatter(op) => scatter::outline(op, caps)?,
             Op::ScatterMean(op) => scatter_mean::outline(op, caps)?,
             Op::ClusterUpdate(op) => cluster_update::outline(op, caps)?,
             Op::Evict(op) => evict::outline(op, caps)?,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Rows up to which one workgroup reads all of a row a few times.
-const LONG: u64 = 8192;
+const LONG: u64 = 2048;
 /// Rows of which more than this share is taken are not worth groups: one of so many.
 const LEAST_SHARE: u64 = 64;
 /// Rows from which a software device gives one to each invocation.
@@ -30,7 +30,7 @@ const SHORT: u64 = 256;
 /// Sizes of groups.
 const GROUPS: std::ops::RangeInclusive<u64> = 16..=1024;
 /// Bytes that an invocation of a software device reads in one stretch.
-const STRETCH_BYTES: u64 = 8192;
+const STRETCH_BYTES: u64 = 32768;
 /// Candidates that an invocation copies.
 const SOFTWARE_RUN: u64 = 16;
 
@@ -89,7 +89,7 @@ pub(super) struct Room {
 }
 
 /// The last three axes of rows: a layout's axes but the `own` last.
-fn row_strides(layout: &Layout, own: usize) -> [u64; 3] {
+pub(super) fn row_strides(layout: &Layout, own: usize) -> [u64; 3] {
     let rows = layout.rank().saturating_sub(own);
     std::array::from_fn(|axis| match (rows + axis).checked_sub(3) {
         Some(at) if at < rows && layout.shape[at] > 1 => layout.strides[at],
@@ -516,10 +516,10 @@ impl<'a> Builder<'a> {
         self.solve(last, list)
     }
 
-    /// Elements of a group: what is read again is then as much as there are groups.
+    /// Elements of a group: few are read again, and groups are grouped in their turn.
     fn group(&self, length: u64) -> u64 {
         let ratio = (length / self.selection.k).max(1).ilog2();
-        (1u64 << ratio.div_ceil(2)).clamp(*GROUPS.start(), *GROUPS.end())
+        (1u64 << ratio.div_ceil(3)).clamp(*GROUPS.start(), *GROUPS.end())
     }
 
     /// The variant that selects from a stage, and the elements of each invocation.

@@ -210,7 +210,9 @@ impl<'a> Pairs<'a> {
         slice::check_count(whole.len, part, limit)?;
         let others: Vec<usize> = (0..AXES).filter(|&axis| axis != summed).collect();
         for base in slice::parts(whole, part, &others) {
-            for (number, piece) in (0..).zip(slice::parts(base, part, &[summed])) {
+            // All but the first add to what is in the output.
+            let first = u64::from(self.op.accumulate);
+            for (number, piece) in (first..).zip(slice::parts(base, part, &[summed])) {
                 steps.push(self.step(&piece, &whole, &outputs, number)?);
             }
         }
