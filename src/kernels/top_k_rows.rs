@@ -68,7 +68,7 @@ impl super::Variant for Variant {
 params! {
     /// Parameters of the selection.
     Params {
-        rows: u32, length: u32, k: u32, flip: u32, worst: u32, size_1: u32, size_2: u32,
+        rows: u32, run: u32, length: u32, k: u32, flip: u32, worst: u32, size_1: u32, size_2: u32,
         x_at: u32, x_0: u32, x_1: u32, x_2: u32, x_element: u32,
         len_at: u32, len_0: u32, len_1: u32, len_2: u32,
         values_at: u32, values_0: u32, values_1: u32, values_2: u32, values_element: u32,

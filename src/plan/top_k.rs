@@ -21,6 +21,10 @@ use crate::{
 
 /// Rows up to which one workgroup reads all of a row a few times.
 const LONG: u64 = 2048;
+/// Rows up to which one invocation of a software device reads all of a row once.
+const LONG_ALONE: u64 = 8192;
+/// Invocations that keep a software device busy.
+const SOFTWARE_INVOCATIONS: u64 = 2048;
 /// Rows of which more than this share is taken are not worth groups: one of so many.
 const LEAST_SHARE: u64 = 64;
 /// Rows from which a software device gives one to each invocation.
@@ -331,7 +335,7 @@ impl<'a> Builder<'a> {
         let selection = self.selection;
         let rows: u64 = selection.rows.iter().product();
         let longest = match self.caps.software {
-            true if rows >= MANY_ROWS => LONG,
+            true if rows >= MANY_ROWS => LONG_ALONE,
             _ => SHORT,
         };
         let room = small(selection.k.next_power_of_two());
@@ -366,7 +370,7 @@ impl<'a> Builder<'a> {
         };
         let out4 =
             selection.k.is_multiple_of(4) && index_fours && selection.values.is_none_or(fours);
-        let workgroup: u32 = match rows {
+        let workgroup: u32 = match rows / self.rows_each(rows) {
             _ if !self.caps.software => 64,
             ..1024 => 16,
             1024..8192 => 64,
@@ -387,9 +391,25 @@ impl<'a> Builder<'a> {
         })
     }
 
+    /// Rows that an invocation reads one after the other: on a CPU, a stretch of memory of its own.
+    fn rows_each(&self, rows: u64) -> u64 {
+        if !self.caps.software {
+            return 1;
+        }
+        let length = self.selection.length;
+        let budget = u64::from(self.caps.loop_budget) / (length + 2);
+        let stretch = STRETCH_BYTES / (4 * length.max(1));
+        (rows / SOFTWARE_INVOCATIONS)
+            .min(stretch)
+            .min(budget)
+            .max(1)
+    }
+
     fn rows_alone(&mut self, stage: &Stage, variant: top_k_rows::Variant) -> Result<()> {
+        let run = self.rows_each(self.rows);
         let mut params = top_k_rows::Params {
             rows: small(self.rows),
+            run: small(run),
             length: small(stage.length),
             k: small(self.selection.k),
             flip: self.flip(),
@@ -419,7 +439,8 @@ impl<'a> Builder<'a> {
             p.indices_element,
         ] = self.target(&mut ranges);
         let scratch = stage.from.scratch() || variant.indices == To::Scratch;
-        let workgroups = self.rows.div_ceil(variant.workgroup.into());
+        let invocations = self.rows.div_ceil(run);
+        let workgroups = invocations.div_ceil(variant.workgroup.into());
         self.push(variant.into(), ranges, scratch, params.bytes(), workgroups)
     }
 
