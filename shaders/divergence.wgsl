@@ -32,6 +32,9 @@ struct Params {
 //@endif
 
 const LARGEST: f32 = 0.8325546; // sqrt(ln 2)
+// Sums that can be divided by.
+const LEAST: f32 = 1e-36;
+const MOST: f32 = 3e38;
 
 var<workgroup> sums: array<vec2<f32>, WORKGROUP>;
 
@@ -78,7 +81,7 @@ fn main(
         );
     }
     let totals = sum_of(own, local);
-    let there = totals.x > 0.0 && totals.y > 0.0;
+    let there = min(totals.x, totals.y) > LEAST && max(totals.x, totals.y) < MOST;
     let scale = select(vec2<f32>(0.0), vec2<f32>(1.0) / totals, vec2<bool>(there));
     var divergence = 0.0;
     for (var i = local; i < params.length; i += WORKGROUP) {

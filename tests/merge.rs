@@ -253,7 +253,7 @@ fn strided_views_slices_and_folded_grids() {
         *small.engine_mut() = gpu.engine().clone().with_caps(Caps {
             max_binding_bytes: 4096,
             max_workgroups: 3,
-            loop_budget: 10,
+            loop_budget: 12,
             ..gpu.engine().caps().clone()
         });
         for shape in [[3, 2, 3, 40, 8], [5, 3, 2, 20, 13]] {
@@ -514,7 +514,7 @@ fn gates_of_strided_views_and_slices() {
         *small.engine_mut() = gpu.engine().clone().with_caps(Caps {
             max_binding_bytes: 4096,
             max_workgroups: 3,
-            loop_budget: 10,
+            loop_budget: 12,
             ..gpu.engine().caps().clone()
         });
         for [p, b, h, m, d] in [[3, 2, 3, 40, 8], [5, 3, 2, 20, 13]] {

@@ -284,6 +284,33 @@ fn distances_and_choices() {
     }
 }
 
+/// Sums past the largest number, and near the smallest, are no distributions; and never the same.
+#[test]
+fn sums_that_cannot_be_divided_by_choose_nothing() {
+    for gpu in gpus() {
+        let layout = Layout::f32([1, 2, 4]);
+        let op = Divergence::new(layout.clone(), layout.clone(), 0.1).with_distance();
+        let data = [
+            [3e38f32, 3e38, 0.0, 0.0, 1e-38, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 3e38, 3e38, 1e-38, 0.0, 0.0, 0.0],
+        ];
+        let tensors = data.map(|data| place(gpu, layout.clone(), &data).expect("fits"));
+        let chosen = put(gpu, &op.chosen, &[]);
+        let distance = place(gpu, op.distance.clone().expect("asked for"), &[]).expect("fits");
+        let args = DivergenceArgs {
+            sample: tensors[0].view(),
+            estimate: tensors[1].view(),
+            chosen: chosen.view(),
+            distance: Some(distance.view()),
+        };
+        gpu.compute(&op.into(), args).expect("runs");
+        assert_eq!(get(gpu, &chosen), [0, 0], "{}", name(gpu));
+        for distance in gpu.download(&distance).expect("reads back") {
+            assert!((distance - 0.832_554_6).abs() < 1e-6, "{distance}");
+        }
+    }
+}
+
 fn refused(op: impl Into<Op>, argument: &str) {
     let error = Outline::new(&op.into(), &Caps::minimum(), &Tuning::default());
     match error.expect_err("is wrong") {

@@ -85,7 +85,7 @@ fn params(step: &Step) -> BTreeMap<&'static str, u32> {
         .collect()
 }
 
-/// The most iterations of one loop nest in one invocation of a step.
+/// The most iterations in one invocation of a step, as far as they are counted here: of attention, those of its keys.
 fn iterations(step: &Step) -> u64 {
     let of = params(step);
     let of = |name: &str| u64::from(of[name]);
@@ -126,7 +126,14 @@ fn iterations(step: &Step) -> u64 {
             let chunks = (row_of(of("value_dim")) * 4).div_ceil(per_tile);
             keys.div_ceil(per_tile) * (1 + loads + products + 1 + chunks * (2 + scaled))
         }
-        Kernel::AttentionMerge(_) => of("splits"),
+        // Counted from the WGSL: for the largest total, where there are totals, and for the sums.
+        Kernel::AttentionMerge(variant) => match variant.source {
+            Source::Parts {
+                weights: PartWeights::Gates { .. },
+                ..
+            } => of("splits") + 1,
+            _ => 2 * (of("splits") + 1),
+        },
         Kernel::AttentionWeights(variant) => {
             // Counted from the WGSL, the check that ends a loop too: 64 keys a turn; four dims a turn; for
             // lists, their places and 64 candidates; else 64 sums at the end.
@@ -1200,7 +1207,7 @@ fn exact_errors() {
         ),
         Error::unsupported(
             "a merge of 65535 parts",
-            "a kernel may loop 65535 times on this device, and it loops over them",
+            "a kernel may loop 65535 times on this device, and takes 131072",
             "merge some parts at a time, with the log-sum-exp of each",
         ),
     );
@@ -1749,7 +1756,7 @@ fn gates_that_are_wrong(case: &mut impl FnMut(Merge, Error)) {
     let refused = |remedy| {
         Error::unsupported(
             "a merge of 65535 parts",
-            "a kernel may loop 65535 times on this device, and it loops over them",
+            "a kernel may loop 65535 times on this device, and takes 65536",
             remedy,
         )
     };

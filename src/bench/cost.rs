@@ -134,7 +134,7 @@ pub fn cost(op: &Op) -> Cost {
         Op::Evict(op) => 2.0 * op.indices.elements() as f64,
         Op::VerticalSlash(op) => {
             let rows = op.bits.shape.get(2).map_or(1, |&rows| rows);
-            ((op.columns.elements() + op.diagonals.elements()) * rows) as f64
+            (op.columns.elements() as f64 + op.diagonals.elements() as f64) * rows as f64
         }
         Op::Divergence(op) => 8.0 * op.sample.elements() as f64,
         Op::TopK(op) => op.x.elements() as f64,

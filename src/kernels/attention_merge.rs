@@ -64,6 +64,12 @@ impl Variant {
         }
     }
 
+    /// Iterations of an invocation, checks that end loops counted: largest totals are found first.
+    pub fn iterations(&self, parts: u64) -> u64 {
+        let loops = if self.weights().0 { 2 } else { 1 };
+        parts.saturating_add(1).saturating_mul(loops)
+    }
+
     /// Whether parts have totals or log-sum-exps, and gates; and whether these are f16.
     fn weights(&self) -> (bool, bool, bool) {
         match self.source {

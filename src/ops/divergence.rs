@@ -13,7 +13,8 @@ use crate::{
 ///
 /// With `p` and `r` the rows over their sums and `m = (p + r) / 2`,
 /// `distance = sqrt(sum p ln(p / m) / 2 + sum r ln(r / m) / 2)`, from 0 (the same) to `sqrt(ln 2)`. A row whose sum is
-/// not above 0 is no distribution: its distance is `sqrt(ln 2)`. Negative elements count as 0; elements must be finite.
+/// not between 1e-36 and 3e38 is no distribution: its distance is `sqrt(ln 2)`. Negative elements count as 0; elements
+/// must be finite.
 ///
 /// Source: FlexPrefill (Lai et al., 2025, arXiv:2502.20766), where heads of a distance below 0.1 follow the estimate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -240,11 +240,12 @@ impl<'a> Space<'a> {
             Some(_) => "ask for fewer ranges (tuning.splits), or split the sequence",
             None => "split the sequence",
         };
-        if splits >= u64::from(self.caps.loop_budget) {
+        // The merge loops over them for the largest maximum, and for the sums.
+        if splits > 1 && 2 * (splits + 1) > u64::from(self.caps.loop_budget) {
             return Err(Error::unsupported(
                 format!("{splits} key ranges"),
                 format!(
-                    "a kernel may loop {} times on this device, and the merge loops over them",
+                    "a kernel may loop {} times on this device, and the merge loops over them twice",
                     self.caps.loop_budget
                 ),
                 remedy,

@@ -181,7 +181,7 @@ impl Choice {
                 // be some without keys before each.
                 let (block_kv, looks) = match &op.block_starts {
                     Some(starts) => {
-                        let search = u64::from(u64::BITS - dims(starts)[0].leading_zeros());
+                        let search = u64::from(u64::BITS - dims(starts)[0].leading_zeros()) + 1;
                         (1, 2 * (2 + looks) + search * (4 + MOST_OWN_ROWS))
                     }
                     None => (mask.block_kv, looks),

@@ -16,7 +16,7 @@ use crate::{
 
 pub(super) fn outline(op: &Divergence, caps: &Caps) -> Result<Outline> {
     let [batch, heads, length, _] = dims(&op.sample);
-    let iterations = 2 * (length.div_ceil(WORKGROUP.into()) + u64::from(WORKGROUP));
+    let iterations = 2 * (length.div_ceil(WORKGROUP.into()) + u64::from(WORKGROUP)) + 4;
     if iterations > caps.loop_budget.into() {
         return Err(Error::unsupported(
             format!("distributions over {length} places"),

@@ -53,12 +53,13 @@ pub(super) fn outline(op: &Merge, caps: &Caps) -> Result<Outline> {
         ));
     }
     let [parts, batch, heads, q_len, value_dim] = axes(&op.o_parts.shape);
-    if parts >= caps.loop_budget.into() {
+    if variant.iterations(parts) > caps.loop_budget.into() {
         return Err(Error::unsupported(
             format!("a merge of {parts} parts"),
             format!(
-                "a kernel may loop {} times on this device, and it loops over them",
-                caps.loop_budget
+                "a kernel may loop {} times on this device, and takes {}",
+                caps.loop_budget,
+                variant.iterations(parts)
             ),
             fewer_parts(op),
         ));

@@ -21,7 +21,9 @@ pub(super) fn outline(op: &VerticalSlash, caps: &Caps) -> Result<Outline> {
     let each = |places: u64| places.div_ceil(WORKGROUP.into());
     // Words that a diagonal passes through.
     let span = (op.block_q.div_ceil(op.block_kv) / 32 + 2).min(WORDS.into());
-    let iterations = 2 * each(columns) + each(diagonals) * (1 + span) + 2 * each(WORDS.into());
+    let of_diagonals = each(diagonals).saturating_mul(2 + span);
+    let others = 3 * each(columns) + 2 * each(WORDS.into()) + 4;
+    let iterations = of_diagonals.saturating_add(others);
     if iterations > caps.loop_budget.into() {
         return Err(Error::unsupported(
             format!(

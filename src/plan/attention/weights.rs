@@ -245,7 +245,9 @@ impl<'a> Pairs<'a> {
             .block_starts
             .as_ref()
             .map(|starts| dims(starts)[0]);
-        let look = starts.map_or(0, |starts| u64::from(u64::BITS - starts.leading_zeros()));
+        let look = starts.map_or(0, |starts| {
+            u64::from(u64::BITS - starts.leading_zeros()) + 1
+        });
         let dot = dot + look;
         let (each, others) = match self.op.statistic {
             Statistic::Mass => {
@@ -270,10 +272,18 @@ impl<'a> Pairs<'a> {
                 };
                 // Before each there may be a block without keys.
                 let run = each + 8 + if starts.is_some() { 8 + 4 * look } else { 0 };
+                // Words without a bit are walked over, and empty blocks may make them many.
+                let words = if starts.is_some() {
+                    dims(&mask.bits)[3]
+                } else {
+                    0
+                };
                 let budget = budget.checked_sub(3 * run)?;
+                let budget = budget.checked_sub(words.saturating_mul(3))?;
                 let by_length = budget * lanes * block / (each * block + lanes * run);
                 // No more of them than there are.
-                let by_count = |starts: u64| budget.saturating_sub(starts * run) / each * lanes;
+                let by_count =
+                    |starts: u64| budget.saturating_sub(starts.saturating_mul(run)) / each * lanes;
                 by_length.max(starts.map_or(0, by_count))
             }
             // A second run, and a step that it does not fill.
