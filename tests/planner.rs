@@ -1753,22 +1753,26 @@ fn gates_that_are_wrong(case: &mut impl FnMut(Merge, Error)) {
         Layout::f32([65_535, 1, 1, 1, 4]),
         Layout::f32([65_535, 1, 1, 1]),
     );
-    let refused = |remedy| {
+    let refused = |turns: u64, remedy| {
         Error::unsupported(
             "a merge of 65535 parts",
-            "a kernel may loop 65535 times on this device, and takes 65536",
+            format!("a kernel may loop 65535 times on this device, and takes {turns}"),
             remedy,
         )
     };
     case(
         many.clone(),
-        refused("add some parts up at a time, and then their sums, with gates of 1"),
+        refused(
+            65_536,
+            "add some parts up at a time, and then their sums, with gates of 1",
+        ),
     );
     let mut both = many;
     both.lse_parts = both.gates.clone();
     case(
         both,
         refused(
+            131_072,
             "give Attention::gate to the calls that make the parts, and merge some at a time, with the \
              log-sum-exp of each",
         ),
