@@ -129,7 +129,7 @@ fn main(
         var taken_bits = 0u;
         for (var j = max(word * 32u, begin); j < min(word * 32u + 32u, row.end); j += 4u) {
             let score = summed(row, j);
-            //@unroll
+            // Not unrolled: SwiftShader would take half a minute to compile it.
             for (var c = 0u; c < 4u; c++) {
                 let rank = rank_of(row, j + c, score[c]);
                 let ties = rank == threshold && equal > 0u;

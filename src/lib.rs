@@ -87,6 +87,7 @@
 //! | [`Layout`], [`View`], [`DType`] | where a tensor's elements lie in a buffer |
 //! | [`caps`]: [`Caps`] | what a device can do, as data |
 //! | [`plan`]: [`plan::Outline`], [`Schedule`], [`Tuning`] | op + caps to dispatches, with reasons, without touching a device |
+//! | [`portable`]: [`portable::PortablePlan`] | a plan as JSON, for other WebGPU hosts |
 //! | [`Engine`], [`Plan`], [`Call`], [`Counters`] | planning, binding and recording on a device |
 //! | [`Gpu`], [`Tensor`], [`adapters`], [`choose`] | for those with no device |
 //! | [`kernels`], [`shader`] | the kernels' variants, and the WGSL made for each |
@@ -115,6 +116,7 @@ pub mod kernels;
 pub mod ops;
 mod pipeline;
 pub mod plan;
+pub mod portable;
 pub mod reference;
 pub mod shader;
 mod standalone;

@@ -679,7 +679,7 @@ impl Tensor {
 }
 
 /// Elements of a layout in row-major order, from those of its buffer.
-fn in_order<T: Copy>(layout: &Layout, mut all: Vec<T>) -> Vec<T> {
+pub(crate) fn in_order<T: Copy>(layout: &Layout, mut all: Vec<T>) -> Vec<T> {
     if *layout == Layout::new(layout.dtype, layout.shape.clone()) {
         all.truncate(layout.elements() as usize);
         return all;

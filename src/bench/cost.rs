@@ -85,7 +85,7 @@ pub fn cost(op: &Op) -> Cost {
         if op.is_output(slot) {
             written_bytes += bytes;
         }
-        if !op.is_output(slot) || in_place(op, slot) {
+        if !op.is_output(slot) || op.overwrites(slot) {
             read_bytes += bytes;
         }
     }
@@ -144,18 +144,6 @@ pub fn cost(op: &Op) -> Cost {
         operations,
         read_bytes,
         written_bytes,
-    }
-}
-
-/// Whether what the op writes to a tensor takes the place of what it reads there.
-fn in_place(op: &Op, slot: Slot) -> bool {
-    match op {
-        Op::Softmax(op) => op.in_place,
-        Op::Weights(op) => op.accumulate && slot == Slot::Out,
-        Op::Rotary(op) => op.in_place,
-        Op::Scan(op) => op.in_place && slot == Slot::FinalState,
-        Op::LinearAttention(op) => op.in_place && matches!(slot, Slot::FinalState | Slot::FinalSum),
-        _ => false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod export;
 mod info;
 mod output;
 mod run;
@@ -51,6 +52,8 @@ enum Command {
     Bench(bench::Args),
     /// Time the ways to run ops on this adapter, and remember the fastest.
     Tune(tune::Args),
+    /// Write a plan as JSON that any WebGPU host can execute, browsers among them.
+    Export(Box<export::Args>),
     /// Attention of a real sentence encoder on every adapter, with a page to look at.
     Demo(demo::Args),
 }
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args, &globals),
         Command::Bench(args) => bench::run(&args, &globals),
         Command::Tune(args) => tune::run(&args, &globals),
+        Command::Export(args) => export::run(&args, &globals),
         Command::Demo(args) => demo::run(&args, &globals),
     };
     match result {

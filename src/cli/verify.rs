@@ -5,13 +5,13 @@ use std::{path::PathBuf, process::ExitCode};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
-    Globals, open,
+    AttentionSchedule, Globals, open,
     output::{note, print, print_json},
     progress,
 };
 use crate::{
-    Error, Gpu, Result, Tuning,
-    conformance::{Case, Listed, Status, Summary, carried, load, run_all},
+    Error, Gpu, Result, Tuning, adapters, choose,
+    conformance::{Case, Device, Host, Listed, Status, Summary, carried, load, run_all},
 };
 
 /// Arguments of `foveate verify`.
@@ -22,15 +22,36 @@ pub(super) struct Args {
     /// Run only cases whose `family/case` contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Run the cases on another WebGPU implementation: a program that executes portable plans, with its arguments,
+    /// as "node web/dawn.mjs" (docs/portable-plans.md).
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["minimum", "adapter", "cache"])]
+    host: Option<String>,
+    /// Open the adapter with no features and the least limits that WebGPU allows.
+    #[arg(long)]
+    minimum: bool,
+    /// Attention schedule, instead of the plan's choice.
+    #[arg(long, value_enum)]
+    schedule: Option<AttentionSchedule>,
+    /// The variants of attention that compile fastest: for SwiftShader, whose compiler is slow.
+    #[arg(long)]
+    quick_start: bool,
 }
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let cases = cases(args)?;
-    let gpu = open(globals)?;
+    let device = device(args, globals)?;
+    let tuning = Tuning {
+        schedule: args.schedule.map(Into::into),
+        ..if args.quick_start {
+            Tuning::QUICK_START
+        } else {
+            Tuning::default()
+        }
+    };
     let bar = progress(cases.len() as u64, globals);
     let mut printed = Ok(());
     let listed = Listed::carried();
-    let summary = run_all(&gpu, &cases, &Tuning::default(), &listed, |verdict| {
+    let summary = run_all(&device, &cases, &tuning, &listed, |verdict| {
         if globals.json {
             // JSON has no infinity: an infinite error is null, and the reason says more.
             let result = print_json(&verdict);
@@ -43,7 +64,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     bar.finish_and_clear();
     printed?;
     if !globals.json {
-        print_summary(&gpu, &summary)?;
+        print_summary(&device, &summary)?;
     }
     if summary.count(Status::Passed) == 0 {
         note("no case passed");
@@ -53,6 +74,21 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Where the cases run.
+fn device(args: &Args, globals: &Globals) -> Result<Device> {
+    if let Some(command) = &args.host {
+        return Ok(Device::Host(Host::start(command)?));
+    }
+    if !args.minimum {
+        return Ok((&open(globals)?).into());
+    }
+    let adapter = choose(&adapters(), globals.adapter.as_deref())?;
+    let none = wgpu::Features::empty();
+    let mut gpu = Gpu::with(&adapter, none, wgpu::Limits::default(), None)?;
+    gpu.measure()?;
+    Ok((&gpu).into())
 }
 
 fn cases(args: &Args) -> Result<Vec<Case>> {
@@ -74,9 +110,8 @@ fn cases(args: &Args) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn print_summary(gpu: &Gpu, summary: &Summary) -> Result<()> {
-    let info = gpu.info();
-    print(format!("{} ({})", info.name, info.backend))?;
+fn print_summary(device: &Device, summary: &Summary) -> Result<()> {
+    print(device.name())?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["family", "passed", "failed", "unsupported", "worst error"]);

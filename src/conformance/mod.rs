@@ -12,6 +12,7 @@ mod coca;
 mod compare;
 mod conv;
 mod davit;
+mod device;
 mod eviction;
 mod fla;
 mod flex;
@@ -42,6 +43,7 @@ mod streaming;
 mod torch;
 
 pub use case::{Case, carried, load};
+pub use device::{Device, Host};
 pub use report::{FamilyRow, Listed, Status, Summary, Verdict};
 
 use std::collections::BTreeMap;
@@ -49,17 +51,19 @@ use std::collections::BTreeMap;
 use safetensors::Dtype;
 
 use case::Values;
+use device::{Piece, Prepared};
 use outputs::{Held, Outputs};
 use problem::{Call, Input, Problem, Source};
 
 use crate::{
-    Attention, DType, Error, Gpu, Layout, Op, Plan, Result, Tensor, Tuning,
-    ops::{Args, Slot, dims},
+    Attention, DType, Error, Layout, Op, Result, Tuning,
+    ops::{Slot, dims},
 };
 
 /// Runs a case on a device and compares. `tuning` holds for attention.
-pub fn run(gpu: &Gpu, case: &Case, tuning: &Tuning) -> Verdict {
-    let f16 = gpu.engine().caps().f16;
+pub fn run(device: impl Into<Device>, case: &Case, tuning: &Tuning) -> Verdict {
+    let device = device.into();
+    let f16 = device.caps().f16;
     let half = if f16 { DType::F16 } else { DType::F32 };
     let problem = match problem::prepare(case, half) {
         Ok(problem) => problem,
@@ -80,7 +84,7 @@ pub fn run(gpu: &Gpu, case: &Case, tuning: &Tuning) -> Verdict {
     }
     let left_out = problem.left_out.iter();
     remarks.extend(left_out.map(|name| format!("{name}: unsupported")));
-    match compute(gpu, &problem, tuning) {
+    match compute(&device, &problem, tuning) {
         Ok(computed) => {
             let (error, complaints) = compare::outputs(case, &problem, &computed);
             if complaints.is_empty() {
@@ -99,15 +103,16 @@ pub fn run(gpu: &Gpu, case: &Case, tuning: &Tuning) -> Verdict {
 /// Runs cases one after the other; `listed` are those that no op covers yet. `after` is told each
 /// result.
 pub fn run_all(
-    gpu: &Gpu,
+    device: impl Into<Device>,
     cases: &[Case],
     tuning: &Tuning,
     listed: &Listed,
     mut after: impl FnMut(&Verdict),
 ) -> Summary {
+    let device = device.into();
     let mut summary = Summary::default();
     for case in cases {
-        let verdict = listed.judge(run(gpu, case, tuning));
+        let verdict = listed.judge(run(&device, case, tuning));
         after(&verdict);
         summary.add(verdict);
     }
@@ -129,29 +134,29 @@ struct Seen {
 }
 
 /// Runs the calls in order. What later calls take of earlier ones stays on the device.
-fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
+fn compute(device: &Device, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
     let mut computed = Computed::default();
-    computed.outputs.shared = shared_buffers(gpu, problem)?;
+    computed.outputs.shared = shared_buffers(device, problem)?;
     for (number, call) in problem.calls.iter().enumerate() {
         let plan = match &call.op {
-            Op::Attention(_) => gpu.engine().plan_with(&call.op, tuning)?,
-            _ => gpu.engine().plan(&call.op)?,
+            Op::Attention(_) => device.prepare(&call.op, tuning)?,
+            _ => device.prepare(&call.op, &Tuning::default())?,
         };
         let tensors = call
             .op
             .tensors()
             .into_iter()
             .map(|(slot, layout)| {
-                let tensor = bound(gpu, call, slot, layout, &computed.outputs)?;
+                let tensor = bound(device, call, slot, layout, &computed.outputs)?;
                 Ok((slot, tensor))
             })
             .collect::<Result<Vec<_>>>()?;
-        launch(gpu, &plan, &tensors)?;
+        device.launch(&plan, &tensors)?;
         if let Op::Attention(op) = &call.op
             && (problem.expected.iter())
                 .any(|(_, source)| matches!(source, Source::Visible(n) if *n == number))
         {
-            let seen = probe(gpu, &plan, op, &tensors)?;
+            let seen = probe(device, &plan, op, &tensors)?;
             computed.visible.insert(number, seen);
         }
         let held = tensors.into_iter().map(|(slot, tensor)| {
@@ -161,7 +166,7 @@ fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
             } else {
                 tensor
             };
-            (slot, Held::new(gpu, tensor))
+            (slot, Held::new(device, tensor))
         });
         computed.outputs.calls.push(held.collect());
     }
@@ -169,7 +174,7 @@ fn compute(gpu: &Gpu, problem: &Problem, tuning: &Tuning) -> Result<Computed> {
 }
 
 /// The buffers that several calls write parts of, each as long as its longest layout.
-fn shared_buffers(gpu: &Gpu, problem: &Problem) -> Result<BTreeMap<usize, Held>> {
+fn shared_buffers(device: &Device, problem: &Problem) -> Result<BTreeMap<usize, Held>> {
     let mut layouts: BTreeMap<usize, Layout> = BTreeMap::new();
     for call in &problem.calls {
         for (slot, layout) in call.op.tensors() {
@@ -185,53 +190,58 @@ fn shared_buffers(gpu: &Gpu, problem: &Problem) -> Result<BTreeMap<usize, Held>>
     buffers
         .map(|(number, layout)| {
             let memory = Layout::new(layout.dtype, [layout.end_bytes() / layout.dtype.size()]);
-            Ok((number, Held::new(gpu, blank(gpu, &memory)?)))
+            Ok((number, Held::new(device, blank(device, &memory)?)))
         })
         .collect()
 }
 
 /// A tensor for an output. What a kernel leaves unwritten must not look like a zero: 1.3e36, f16 6.1e4.
-fn blank(gpu: &Gpu, layout: &Layout) -> Result<Tensor> {
-    let tensor = gpu.allocate(layout.clone())?;
-    gpu.write(&tensor, &vec![0x7b; layout.end_bytes() as usize])?;
+fn blank(device: &Device, layout: &Layout) -> Result<Piece> {
+    let tensor = device.allocate(layout)?;
+    device.write(&tensor, &vec![0x7b; layout.end_bytes() as usize])?;
     Ok(tensor)
 }
 
 /// The tensor that a call binds in a slot.
-fn bound(gpu: &Gpu, call: &Call, slot: Slot, layout: &Layout, outputs: &Outputs) -> Result<Tensor> {
+fn bound(
+    device: &Device,
+    call: &Call,
+    slot: Slot,
+    layout: &Layout,
+    outputs: &Outputs,
+) -> Result<Piece> {
     let missing = || Error::invalid(slot.name(), "has no values", "give the problem this input");
     match call.input(slot) {
         Some(Input::Shared(number)) => Ok(outputs
             .shared_tensor(*number)
             .ok_or_else(missing)?
             .with_layout(layout.clone())),
-        _ if call.op.is_output(slot) => blank(gpu, layout),
+        _ if call.op.is_output(slot) => blank(device, layout),
         Some(Input::Output(call, source)) => {
             Ok(outputs.tensor(*call, *source)?.with_layout(layout.clone()))
         }
-        Some(Input::Given(values)) => problem::upload(gpu, slot, layout, values),
+        Some(Input::Given(values)) => device.upload(slot, layout, values),
         Some(Input::Made(make)) => {
-            problem::upload(gpu, slot, layout, &problem::make(make, slot, outputs)?)
+            device.upload(slot, layout, &problem::make(make, slot, outputs)?)
         }
         None => Err(missing()),
     }
 }
 
 /// The elements of a tensor in the order in which they lie in memory, which is that of a case.
-fn in_memory(tensor: &Tensor) -> Tensor {
+fn in_memory(tensor: &Piece) -> Piece {
     let layout = tensor.layout();
     tensor.with_layout(Layout::new(layout.dtype, [layout.elements()]))
 }
 
-/// Runs an op on these tensors.
-fn launch(gpu: &Gpu, plan: &Plan, tensors: &[(Slot, Tensor)]) -> Result<()> {
-    let args = Args(tensors.iter().map(|(slot, t)| (*slot, t.view())).collect());
-    gpu.run(&plan.bind(args)?)
-}
-
 /// Asks the device which pairs an attention sees: with keys of 0 and one-hot values the output is the
 /// weights of as many keys as values have dims, so a run for each such group of keys tells all of them.
-fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, tensors: &[(Slot, Tensor)]) -> Result<Seen> {
+fn probe(
+    device: &Device,
+    plan: &Prepared,
+    op: &Attention,
+    tensors: &[(Slot, Piece)],
+) -> Result<Seen> {
     let [batch, heads, queries, width] = dims(&op.o);
     let [_, kv_heads, keys, _] = dims(&op.v);
     let shape = [batch, heads, queries, keys];
@@ -241,10 +251,10 @@ fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, tensors: &[(Slot, Tensor)]) -> 
     let mut tensors = tensors.to_vec();
     for (slot, tensor) in &mut tensors {
         if *slot == Slot::K {
-            *tensor = problem::upload(gpu, *slot, &op.k, &zeros(&op.k))?;
+            *tensor = device.upload(*slot, &op.k, &zeros(&op.k))?;
         } else if op.lse.is_some() && *slot == Slot::Lse || *slot == Slot::O {
             // What the call gave stays as it is.
-            *tensor = blank(gpu, &tensor.layout().clone())?;
+            *tensor = blank(device, &tensor.layout().clone())?;
         }
     }
     for first in (0..keys).step_by(width.max(1) as usize) {
@@ -261,17 +271,19 @@ fn probe(gpu: &Gpu, plan: &Plan, op: &Attention, tensors: &[(Slot, Tensor)]) -> 
                 }
             }
         }
-        let one_hot = problem::upload(gpu, Slot::V, &op.v, &one_hot)?;
+        let one_hot = device.upload(Slot::V, &op.v, &one_hot)?;
         for (slot, tensor) in &mut tensors {
             if *slot == Slot::V {
                 *tensor = one_hot.clone();
             }
         }
-        launch(gpu, plan, &tensors)?;
+        device.launch(plan, &tensors)?;
         let Some((_, o)) = tensors.iter().find(|(slot, _)| *slot == Slot::O) else {
             continue;
         };
-        let o = gpu.download(o)?;
+        let Values::Real(o) = device.download(o)? else {
+            continue;
+        };
         for row in 0..batch * heads * queries {
             for dim in 0..width.min(keys - first) {
                 let weight = o.get((row * width + dim) as usize).copied();

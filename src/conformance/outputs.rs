@@ -2,8 +2,11 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-use super::case::Values;
-use crate::{DType, Error, Gpu, Result, Tensor, ops::Slot};
+use super::{
+    case::Values,
+    device::{Device, Piece},
+};
+use crate::{Error, Result, ops::Slot};
 
 /// The tensors of the calls so far.
 #[derive(Default)]
@@ -16,15 +19,15 @@ pub(super) struct Outputs {
 
 /// A tensor of a call, and its elements once they have been asked for.
 pub(super) struct Held {
-    place: Option<(Gpu, Tensor)>,
+    place: Option<(Device, Piece)>,
     elements: OnceCell<Result<Values, String>>,
 }
 
 impl Held {
     /// A tensor on the device; its elements are those of this layout of its buffer.
-    pub fn new(gpu: &Gpu, tensor: Tensor) -> Self {
+    pub fn new(device: &Device, tensor: Piece) -> Self {
         Self {
-            place: Some((gpu.clone(), tensor)),
+            place: Some((device.clone(), tensor)),
             elements: OnceCell::new(),
         }
     }
@@ -40,14 +43,8 @@ impl Held {
 
     fn elements(&self) -> Result<&Values, String> {
         let read = || {
-            let (gpu, tensor) = self.place.as_ref().ok_or("it is on no device")?;
-            match tensor.layout().dtype {
-                DType::U32 => gpu
-                    .download_u32(tensor)
-                    .map(|counts| Values::Integer(counts.into_iter().map(i64::from).collect())),
-                _ => gpu.download(tensor).map(Values::Real),
-            }
-            .map_err(|error| error.to_string())
+            let (device, tensor) = self.place.as_ref().ok_or("it is on no device")?;
+            device.download(tensor).map_err(|error| error.to_string())
         };
         self.elements
             .get_or_init(read)
@@ -92,13 +89,13 @@ impl Outputs {
     }
 
     /// A buffer that calls share, on the device.
-    pub fn shared_tensor(&self, number: usize) -> Option<&Tensor> {
+    pub fn shared_tensor(&self, number: usize) -> Option<&Piece> {
         let (_, tensor) = self.shared.get(&number)?.place.as_ref()?;
         Some(tensor)
     }
 
     /// The buffer of a slot on the device.
-    pub fn tensor(&self, call: usize, slot: Slot) -> Result<&Tensor> {
+    pub fn tensor(&self, call: usize, slot: Slot) -> Result<&Piece> {
         let held = self.held(call, slot).ok();
         let place = held.and_then(|held| held.place.as_ref());
         place.map(|(_, tensor)| tensor).ok_or_else(|| {

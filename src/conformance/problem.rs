@@ -15,7 +15,7 @@ use super::{
     pairs, performer, relative, routed, scan, streaming, torch,
 };
 use crate::{
-    Attention, BlockMask, DType, Error, Gpu, Layout, Mod, Op, Result, Tensor,
+    Attention, BlockMask, DType, Error, Layout, Mod, Op, Result,
     ops::{Similarity, Slot, Statistic, Weights, dims},
 };
 
@@ -278,22 +278,6 @@ impl Problem {
             inputs: vec![(Slot::Q, q.input), (Slot::K, k.input), (Slot::V, v.input)],
         })
     }
-}
-
-/// Elements on the device, with the layout in which the op reads them.
-pub(super) fn upload(gpu: &Gpu, slot: Slot, layout: &Layout, values: &Values) -> Result<Tensor> {
-    let tensor = match values {
-        Values::Real(values) => gpu.upload_as(layout.dtype, values, vec![values.len() as u64])?,
-        Values::Boolean(values) => gpu.upload_bool(values, vec![values.len() as u64])?,
-        Values::Integer(values) => {
-            let counts = values.iter().map(|&n| u32::try_from(n));
-            let counts: Vec<u32> = counts
-                .collect::<Result<_, _>>()
-                .map_err(|error| Error::invalid(slot.name(), error.to_string(), "give counts"))?;
-            gpu.upload_u32(&counts, vec![counts.len() as u64])?
-        }
-    };
-    Ok(tensor.with_layout(layout.clone()))
 }
 
 /// A tensor with the layout in which the op reads it.

@@ -169,6 +169,22 @@ impl Op {
     pub fn is_output(&self, slot: Slot) -> bool {
         slot.is_output() && !(slot == Slot::Lse && matches!(self, Self::Weights(_)))
     }
+
+    /// Whether what the op writes to a tensor takes the place of what it reads there.
+    pub fn overwrites(&self, slot: Slot) -> bool {
+        match self {
+            Self::Softmax(op) => op.in_place && slot == Slot::Y,
+            Self::Weights(op) => op.accumulate && slot == Slot::Out,
+            Self::Rotary(op) => op.in_place && slot == Slot::Y,
+            Self::Scan(op) => op.in_place && slot == Slot::FinalState,
+            Self::LinearAttention(op) => {
+                op.in_place && matches!(slot, Slot::FinalState | Slot::FinalSum)
+            }
+            Self::ShortConv(op) => op.in_place && slot == Slot::FinalState,
+            Self::Evict(op) => op.in_place && matches!(slot, Slot::Indices | Slot::NewScores),
+            _ => false,
+        }
+    }
 }
 
 /// Declares [`Slot`]: one line per slot, `in` or `out`, with its name.

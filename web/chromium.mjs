@@ -1,0 +1,77 @@
+// A host for `foveate verify --host "node web/chromium.mjs"`: the WebGPU of headless Chromium.
+//
+// The variable CHROMIUM names the browser; a real GPU is used with the argument `hardware`, else SwiftShader.
+
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { missing, serve } from "./lines.mjs";
+
+const FOLDER = path.dirname(fileURLToPath(import.meta.url));
+const FILES = {
+  "/": ["text/html", () => '<!doctype html><title>foveate</title><link rel="icon" href="data:,">'],
+  "/host.js": ["text/javascript", () => readFileSync(path.join(FOLDER, "host.js"))],
+  "/foveate.js": ["text/javascript", () => readFileSync(path.join(FOLDER, "foveate.js"))],
+};
+
+const executablePath = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/google-chrome"]
+  .filter(Boolean)
+  .find(existsSync);
+if (!executablePath) {
+  missing("Chromium is not there: install it (Debian: apt-get install chromium), or name it in CHROMIUM");
+}
+let playwright;
+try {
+  playwright = await import("playwright-core");
+} catch {
+  missing("the package playwright-core is not there: npm ci, in the folder web");
+}
+
+const server = createServer((request, response) => {
+  const file = FILES[request.url];
+  response.writeHead(file ? 200 : 404, { "content-type": file ? file[0] : "text/plain" });
+  response.end(file ? file[1]() : "");
+});
+await new Promise((done) => server.listen(0, "127.0.0.1", done));
+
+const software = ["--use-webgpu-adapter=swiftshader"];
+const profile = mkdtempSync(path.join(tmpdir(), "foveate-chromium-"));
+const context = await playwright.chromium.launchPersistentContext(profile, {
+  executablePath,
+  headless: true,
+  args: [
+    "--no-sandbox",
+    "--enable-unsafe-webgpu",
+    ...(process.argv[2] === "hardware" ? [] : software),
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+  ],
+});
+
+async function close() {
+  await context.close();
+  server.close();
+  rmSync(profile, { recursive: true, force: true });
+}
+
+const page = context.pages()[0] ?? (await context.newPage());
+page.on("console", (message) => console.error(`page: ${message.text()}`));
+try {
+  await page.goto(`http://127.0.0.1:${server.address().port}/`);
+  await page.evaluate(async () => {
+    const { Host } = await import("/host.js");
+    window.host = await Host.open(navigator.gpu, "Chromium");
+  });
+} catch (error) {
+  await close();
+  missing(`Chromium has no WebGPU here: ${error.message}`);
+}
+await serve((request) => page.evaluate((asked) => window.host.answer(asked), request));
+await close();
+process.exit(0);
