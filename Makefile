@@ -5,18 +5,24 @@ CARGO ?= cargo
 LOCKED := --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench peers
+.PHONY: help demo web-demo test check bench peers
 
 help:
-	@echo 'make demo    attention of a real sentence encoder on every adapter found, with a page to look at'
-	@echo 'make test    all tests, on every adapter found (FOVEATE_FIXTURES=DIR adds a folder of cases)'
-	@echo 'make bench   the ops beside the ceilings of this adapter (FOVEATE_ADAPTER chooses one)'
-	@echo 'make peers   the ops beside other implementations on this machine (sets them up first: long, some GB)'
-	@echo 'make check   formatting, lints and docs'
+	@echo 'make demo      attention of a real sentence encoder on every adapter found, with a page to look at'
+	@echo 'make web-demo  the same encoder in the browser, on its WebGPU: serves a page on this machine alone'
+	@echo 'make test      all tests, on every adapter found (FOVEATE_FIXTURES=DIR adds a folder of cases)'
+	@echo 'make bench     the ops beside the ceilings of this adapter (FOVEATE_ADAPTER chooses one)'
+	@echo 'make peers     the ops beside other implementations on this machine (sets them up first: long, some GB)'
+	@echo 'make check     formatting, lints and docs'
 
 demo:
 	@scripts/vulkan.sh
 	$(CARGO) run $(LOCKED) --release -- demo
+
+# Python serves the page where there is no Node.
+web-demo:
+	@if command -v node >/dev/null; then exec node examples/web/serve.mjs; fi; \
+	echo 'http://localhost:8000/examples/web/   (Ctrl-C ends it)'; exec python3 -m http.server --bind 127.0.0.1 8000
 
 # SwiftShader, where Debian's chromium-common has brought it: a third software device, with subgroups of 4.
 SWIFTSHADER := $(wildcard /usr/lib/chromium/vk_swiftshader_icd.json)
