@@ -38,17 +38,17 @@ const openDevice = async () => {
 };
 
 export class Attention {
-  /** Opens a device and makes the pipelines. Throws {@link Missing} where there is none. */
+  /** Opens a device. Throws {@link Missing} where there is none. */
   static async open() {
     const device = await openDevice();
     const self = new Attention();
     self.device = device;
     self.plans = { attention: await load("attention"), weights: await load("weights") };
     self.timed = device.features.has("timestamp-query");
-    await self.prepare();
     return self;
   }
 
+  /** Compiles the shaders and makes the buffers, before the first run. */
   async prepare() {
     const { device, plans, timed } = this;
     device.pushErrorScope("validation");

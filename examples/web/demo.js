@@ -43,6 +43,7 @@ const fail = (title, lines, again) => {
   box.classList.add("said");
   box.setAttribute("role", "alert");
   box.hidden = false;
+  $("starting").hidden = true;
   $("demo").hidden = true;
   document.documentElement.dataset.state = "failed";
 };
@@ -446,6 +447,7 @@ const setUp = (texts) => {
 
 const start = async () => {
   $("message").hidden = true;
+  $("starting").hidden = false;
   document.documentElement.dataset.state = "starting";
   const old = attention;
   attention = undefined;
@@ -459,8 +461,11 @@ const start = async () => {
     opened.device.addEventListener("uncapturederror", ({ error }) => {
       if (attention === opened) wrong(error);
     });
-    encoder ??= new Encoder(await (await load("minilm-layer0.safetensors")).arrayBuffer());
+    const model = encoder ? undefined : load("minilm-layer0.safetensors").then((answer) => answer.arrayBuffer());
+    const [data] = await Promise.all([model, opened.prepare()]);
+    encoder ??= new Encoder(data);
     setUp(await (await load("texts.json")).json());
+    $("starting").hidden = true;
     $("demo").hidden = false;
     $("foot").hidden = false;
     $("foot").textContent = `Plans by foveate ${opened.about().version}. ` +
