@@ -21,8 +21,8 @@ const make = (tag, text, attributes) => {
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let colours = ramp(dark.matches);
-// Spaced by the root, as most weights are small.
-const shade = (weight) => colours[Math.min(255, Math.round(255 * Math.sqrt(Math.max(0, weight))))];
+// Spaced by the root, as most weights are small. What is not a number looks like 0; the checks say that it is wrong.
+const shade = (weight) => colours[weight > 0 ? Math.min(255, Math.round(255 * Math.sqrt(weight))) : 0];
 
 let encoder, attention;
 // The head and the pair that are looked at, and what was computed last.
