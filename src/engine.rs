@@ -94,6 +94,19 @@ impl Engine {
             | wgpu::Features::TIMESTAMP_QUERY
     }
 
+    /// An engine on the same device that has compiled nothing yet, and keeps nothing on disk. It gets what a driver
+    /// handed out of another one's pipelines, if that is given.
+    #[cfg(feature = "cli")]
+    pub(crate) fn fresh(&self, compiled: Option<&Self>) -> Self {
+        let blob = compiled.map(|engine| engine.pipelines.contents().blob);
+        let blob = blob.filter(|blob| !blob.is_empty());
+        Self {
+            pipelines: Arc::new(Pipelines::new(&self.device, blob.as_deref())),
+            disk: None,
+            ..self.clone()
+        }
+    }
+
     /// The same engine, planning for other caps: fewer features, smaller limits.
     #[must_use]
     pub fn with_caps(mut self, caps: Caps) -> Self {

@@ -109,6 +109,8 @@ pub mod caps;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
+pub mod compare;
+#[cfg(feature = "cli")]
 pub mod conformance;
 mod engine;
 mod error;
@@ -146,6 +148,8 @@ pub use ops::{
 pub use ops::{TopK, TopKArgs, TopP, TopPArgs};
 pub use pipeline::Counters;
 pub use plan::{Schedule, Tuning};
+#[cfg(feature = "cli")]
+pub(crate) use standalone::vendor;
 pub use standalone::{ADAPTER_VARIABLE, Gpu, Tensor, adapters, choose};
 pub use tensor::{DType, Layout, View};
 pub use tune::TuningMode;

@@ -19,6 +19,12 @@ use crate::{
     shader::Binding,
 };
 
+/// The checks that compiled shaders have: what `create_shader_module` compiles them with.
+#[cfg(feature = "cli")]
+pub(crate) const SHADER_CHECKS: wgpu::ShaderRuntimeChecks = wgpu::ShaderRuntimeChecks::checked();
+/// Kernels write workgroup memory before they read it.
+pub(crate) const CLEAR_WORKGROUP_MEMORY: bool = false;
+
 /// What the cache and its calls have done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -170,8 +176,7 @@ impl Pipelines {
                     module: &module,
                     entry_point: Some("main"),
                     compilation_options: wgpu::PipelineCompilationOptions {
-                        // Kernels write workgroup memory before they read it.
-                        zero_initialize_workgroup_memory: false,
+                        zero_initialize_workgroup_memory: CLEAR_WORKGROUP_MEMORY,
                         ..Default::default()
                     },
                     cache: self.driver_cache.as_ref(),

@@ -35,7 +35,33 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
 }
 
-/// Chooses an adapter: by number, or by a part of its name, driver or backend; without a choice,
+/// The checks that instances are made with, from the build and the environment.
+#[cfg(feature = "cli")]
+pub(crate) fn instance_flags() -> wgpu::InstanceFlags {
+    wgpu::InstanceDescriptor::new_without_display_handle_from_env().flags
+}
+
+/// Who made an adapter, by the number that its driver gives: a PCI vendor, or one of Khronos's own.
+pub(crate) fn vendor(info: &wgpu::AdapterInfo) -> Option<&'static str> {
+    const VENDORS: [(u32, &str); 12] = [
+        (0x1002, "AMD"),
+        (0x1010, "Imagination"),
+        (0x106b, "Apple"),
+        (0x10de, "NVIDIA"),
+        (0x13b5, "ARM"),
+        (0x1414, "Microsoft"),
+        (0x144d, "Samsung"),
+        (0x14e4, "Broadcom"),
+        (0x1ae0, "Google"),
+        (0x5143, "Qualcomm"),
+        (0x8086, "Intel"),
+        (0x1_0005, "Mesa"),
+    ];
+    let known = VENDORS.iter().find(|(number, _)| *number == info.vendor);
+    known.map(|(_, name)| *name)
+}
+
+/// Chooses an adapter: by number, or by a part of its name, vendor, driver or backend; without a choice,
 /// by [`ADAPTER_VARIABLE`], else real GPUs before software.
 ///
 /// # Errors
@@ -56,7 +82,11 @@ pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::
         Some(choice) => {
             let number = choice.parse::<usize>().ok();
             let by_number = number.and_then(|number| adapters.get(number));
-            by_number.or_else(|| adapters.iter().find(|adapter| is_called(adapter, choice)))
+            by_number.or_else(|| {
+                adapters
+                    .iter()
+                    .find(|adapter| is_called(&adapter.get_info(), choice))
+            })
         }
         None => adapters
             .iter()
@@ -84,17 +114,17 @@ pub fn choose(adapters: &[wgpu::Adapter], choice: Option<&str>) -> Result<wgpu::
                 choice.unwrap_or_default(),
                 names.join("; ")
             ),
-            remedy: "give a number, or a part of a name, driver or backend".into(),
+            remedy: "give a number, or a part of a name, vendor, driver or backend".into(),
         }
     })
 }
 
-/// Whether a text is part of an adapter's name, driver or backend.
-fn is_called(adapter: &wgpu::Adapter, text: &str) -> bool {
+/// Whether a text is part of an adapter's name, vendor, driver or backend.
+fn is_called(info: &wgpu::AdapterInfo, text: &str) -> bool {
     let wanted = text.to_lowercase();
-    let info = adapter.get_info();
     [
-        &info.name,
+        info.name.as_str(),
+        vendor(info).unwrap_or_default(),
         &info.driver,
         &info.driver_info,
         &info.backend.to_string(),
@@ -710,4 +740,28 @@ fn has_no_more(op: &Attention, remedy: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_go_by_name_vendor_driver_and_backend() {
+        let info = wgpu::AdapterInfo {
+            name: "GeForce 9".into(),
+            vendor: 0x10de,
+            driver_info: "570.1".into(),
+            ..wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, wgpu::Backend::Vulkan)
+        };
+        for text in ["geforce", "nvidia", "NVIDIA", "570", "vulkan"] {
+            assert!(is_called(&info, text), "{text}");
+        }
+        for text in ["amd", "metal", "geforce 8"] {
+            assert!(!is_called(&info, text), "{text}");
+        }
+        let unknown = wgpu::AdapterInfo { vendor: 1, ..info };
+        assert_eq!(vendor(&unknown), None);
+        assert!(!is_called(&unknown, "nvidia"));
+    }
 }

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Call, Error, Gpu, Plan, Result, engine::wait, pipeline::checked};
 
 /// Host time of one op, call by call.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Profile {
     /// The first plan, with the creation of its pipelines, in ms.
     pub create_ms: f64,

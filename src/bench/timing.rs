@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -10,8 +11,8 @@ use crate::{
     pipeline::checked,
 };
 
-/// Median and spread of repeated measurements, in ms.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// Median and spread of repeated measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Spread {
     /// Half are below.
     pub median: f64,
@@ -52,7 +53,7 @@ impl Spread {
 }
 
 /// How long a call took.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Timing {
     /// From submission to the end of the wait.
     pub wall: Spread,
@@ -76,10 +77,76 @@ pub fn time(gpu: &Gpu, calls: &[Call], runs: usize) -> Result<Timing> {
     for call in calls {
         gpu.run(call)?;
     }
-    let stamps = Stamps::new(gpu)?;
-    let mut wall = Vec::with_capacity(runs);
-    let mut device = Vec::with_capacity(runs);
-    for call in calls.iter().cycle().take(runs.max(1)) {
+    let timer = Timer::new(gpu)?;
+    let samples = calls
+        .iter()
+        .cycle()
+        .take(runs.max(1))
+        .map(|call| timer.run(call))
+        .collect::<Result<Vec<_>>>()?;
+    Timing::of(&samples)
+}
+
+/// How long one run took, in ms.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lap {
+    /// From submission to the end of the wait.
+    pub wall: f64,
+    /// Between timestamps around the pass, where the device has them and its clock moved.
+    pub gpu: Option<f64>,
+}
+
+impl Lap {
+    /// The time that counts: GPU time where there is any, else wall time.
+    pub fn ms(&self) -> f64 {
+        self.gpu.unwrap_or(self.wall)
+    }
+}
+
+impl Timing {
+    /// The spread of some runs.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] of none.
+    pub fn of(laps: &[Lap]) -> Result<Self> {
+        let wall = Spread::of(laps.iter().map(|lap| lap.wall).collect());
+        Ok(Self {
+            wall: wall.ok_or_else(|| Error::invalid("runs", "0", "run at least once"))?,
+            // A device whose clock stood still, if only at times, has no timestamps worth showing.
+            gpu: laps
+                .iter()
+                .map(|lap| lap.gpu)
+                .collect::<Option<Vec<_>>>()
+                .and_then(Spread::of),
+        })
+    }
+}
+
+/// Times runs of calls, one by one.
+#[derive(Debug)]
+pub struct Timer<'a> {
+    gpu: &'a Gpu,
+    stamps: Option<Stamps>,
+}
+
+impl<'a> Timer<'a> {
+    /// A timer of calls on this device.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn new(gpu: &'a Gpu) -> Result<Self> {
+        Ok(Self {
+            gpu,
+            stamps: Stamps::new(gpu)?,
+        })
+    }
+
+    /// Runs a call and waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the launch fails.
+    pub fn run(&self, call: &Call) -> Result<Lap> {
+        let Self { gpu, stamps } = self;
         let start = Instant::now();
         let index = checked(gpu.device(), || {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -90,27 +157,23 @@ pub fn time(gpu: &Gpu, calls: &[Call], runs: usize) -> Result<Timing> {
                 });
                 call.record(&mut pass);
             }
-            if let Some(stamps) = &stamps {
+            if let Some(stamps) = stamps {
                 encoder.resolve_query_set(&stamps.set, 0..2, &stamps.buffer, 0);
             }
             gpu.queue().submit([encoder.finish()])
         })
         .map_err(Error::Device)?;
         wait(gpu.device(), index)?;
-        wall.push(start.elapsed().as_secs_f64() * 1e3);
-        if let Some(stamps) = &stamps {
-            device.extend(stamps.milliseconds(gpu)?);
-        }
+        let wall = start.elapsed().as_secs_f64() * 1e3;
+        let gpu = match stamps {
+            Some(stamps) => stamps.milliseconds(gpu)?.filter(|&ms| ms > 0.0),
+            None => None,
+        };
+        Ok(Lap { wall, gpu })
     }
-    let wall = Spread::of(wall).ok_or_else(|| Error::invalid("runs", "0", "run at least once"))?;
-    // A device whose clock stood still has no timestamps worth showing.
-    let gpu_time = Spread::of(device).filter(|spread| spread.median > 0.0);
-    Ok(Timing {
-        wall,
-        gpu: gpu_time,
-    })
 }
 
+#[derive(Debug)]
 struct Stamps {
     set: wgpu::QuerySet,
     buffer: wgpu::Buffer,

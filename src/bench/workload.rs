@@ -2,27 +2,44 @@
 
 use std::{fs, path::Path};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use std::time::Instant;
-
-use super::{Ceilings, Profile, Timing, cost, time};
+use super::tensors::{inputs_of, output_of};
 use crate::{
-    Attention, Causal, DType, Decay, Error, FeatureMap, Gpu, Layout, LinearAttention, Mod, Op,
-    Plan, Reach, Result, Rotary, Schedule, Softmax, Tensor, TopK, Tuning, UpdateRule, Window,
-    ops::{Args, Slot},
-    reference::{self, AttentionInputs, LinearAttentionInputs, RotaryInputs, TopKRule},
+    Attention, Causal, DType, Decay, Error, FeatureMap, Layout, LinearAttention, Merge, Mod, Op,
+    Reach, Result, Rotary, Scan, ShortConv, Softmax, TopK, UpdateRule, Window,
+    ops::Slot,
+    reference::{
+        self, AttentionInputs, LinearAttentionInputs, RotaryInputs, ScanInputs, ShortConvInputs,
+        TopKRule,
+    },
 };
+
+/// A tenth of a standard normal sample is below.
+const LOWEST_TENTH: f32 = -1.281_551_6;
 
 const IDENTITY_MOD: &str =
     "fn score_mod(score: f32, batch: u32, head: u32, q_index: u32, kv_index: u32) -> f32 {
     return score;
 }";
 
-const SUITE: &str = include_str!("../../benches/shapes.toml");
+/// Workloads with a letter each.
+const LETTERS: &str = include_str!("../../benches/shapes.toml");
+/// A suite that takes less than two minutes on a software device.
+const QUICK: &str = include_str!("../../benches/quick.toml");
+/// All that there is.
+const FULL: [&str; 6] = [
+    QUICK,
+    LETTERS,
+    include_str!("../../benches/full.toml"),
+    include_str!("../../benches/terms.toml"),
+    include_str!("../../benches/sparse.toml"),
+    include_str!("../../benches/linear.toml"),
+];
 
 /// An op on a shape, as the files of workloads say it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Workload {
     /// Softmax attention.
@@ -35,10 +52,16 @@ pub enum Workload {
     LinearAttention(LinearAttentionShape),
     /// Selection of the best elements of rows.
     TopK(TopKShape),
+    /// Attention results over parts of the keys into that over all.
+    Merge(MergeShape),
+    /// Sums with decay along a sequence.
+    Scan(ScanShape),
+    /// Short convolution along a sequence.
+    ShortConv(ShortConvShape),
 }
 
 /// Attention on contiguous tensors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionShape {
     /// What the row is called.
@@ -86,7 +109,7 @@ pub struct AttentionShape {
 }
 
 /// Softmax of a contiguous tensor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SoftmaxShape {
     /// What the row is called.
@@ -104,7 +127,7 @@ pub struct SoftmaxShape {
 }
 
 /// Rotary position embedding of a contiguous tensor, positions from 0.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RotaryShape {
     /// What the row is called.
@@ -123,7 +146,7 @@ pub struct RotaryShape {
 }
 
 /// Linear attention on contiguous tensors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinearAttentionShape {
     /// What the row is called.
@@ -164,7 +187,7 @@ pub struct LinearAttentionShape {
 }
 
 /// The best elements along the last axis of a contiguous tensor, values and indices.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TopKShape {
     /// What the row is called.
@@ -181,8 +204,51 @@ pub struct TopKShape {
     pub dtype: DType,
 }
 
+/// Parts of attention results on contiguous tensors, each with its log-sum-exp.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MergeShape {
+    /// What the row is called.
+    pub name: String,
+    /// Parts.
+    pub parts: u64,
+    /// Batch entries, heads, queries and value dims.
+    pub shape: [u64; 4],
+    /// Storage; log-sum-exps are f32.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
+/// Sums of a contiguous tensor along the sequence, with a decay per element.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScanShape {
+    /// What the row is called.
+    pub name: String,
+    /// Batch entries, tokens and channels.
+    pub shape: [u64; 3],
+    /// Storage.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
+/// Causal convolution of a contiguous tensor along the sequence, with weights per channel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShortConvShape {
+    /// What the row is called.
+    pub name: String,
+    /// Batch entries, channels and tokens.
+    pub shape: [u64; 3],
+    /// Taps of each channel.
+    pub taps: u64,
+    /// Storage.
+    #[serde(default = "f32")]
+    pub dtype: DType,
+}
+
 /// Factors on the state of a linear attention, as the files of workloads say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DecayKind {
     /// None.
@@ -197,7 +263,7 @@ pub enum DecayKind {
 }
 
 /// The rule of a linear attention, as the files of workloads say it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleKind {
     /// Sums of outer products.
@@ -221,48 +287,6 @@ struct File {
     workload: Vec<Workload>,
 }
 
-/// One row of a benchmark.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
-    /// Always "row": tells it from other lines of JSON.
-    pub kind: &'static str,
-    /// What the workload is called.
-    pub workload: String,
-    /// The op and its shape, in words.
-    pub shape: String,
-    /// The schedule chosen.
-    pub schedule: String,
-    /// Why.
-    pub why: String,
-    /// Median that counts: GPU time where the device has timestamps, else wall time.
-    pub median_ms: f64,
-    /// Both clocks, with their spread.
-    pub timing: Timing,
-    /// GFLOP/s.
-    pub gflops: f64,
-    /// GB/s, each input read once and each output written once.
-    pub gbps: f64,
-    /// Share of the lower roofline.
-    pub ceiling_share: f64,
-    /// `max |o - reference| / RMS(reference)` against f64.
-    pub err: f64,
-    /// The most that `err` may be: 2e-5 (f16 storage: 2e-3; times the square root of `kv_len / 1024` in longer
-    /// attention), or 1e-6 (1e-3) of the largest element
-    /// where that is more, as in a softmax of long rows.
-    pub err_limit: f64,
-    /// Scratch.
-    pub scratch_bytes: u64,
-    /// Where host time goes.
-    pub profile: Profile,
-}
-
-impl Row {
-    /// Whether the result is right, and nothing was compiled while the clock ran.
-    pub fn passed(&self) -> bool {
-        self.err <= self.err_limit && self.profile.late_pipelines == 0
-    }
-}
-
 impl Workload {
     /// Reads a TOML file of workloads.
     ///
@@ -284,23 +308,32 @@ impl Workload {
         Ok(file.workload)
     }
 
-    /// The workloads of a file, or, without one, those of the suite with these letters.
+    /// The workloads of a file, or, without one, those of a suite: "quick", "full", or letters of
+    /// `benches/shapes.toml`.
     ///
     /// # Errors
     /// [`Error::File`] for a file that cannot be read or is not of workloads; [`Error::Invalid`]
-    /// for a letter that is not in the suite.
+    /// for a suite that there is not.
     pub fn choose(suite: &str, file: Option<&Path>) -> Result<Vec<Self>> {
         if let Some(path) = file {
             let text = fs::read_to_string(path)
                 .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
             return Self::parse(&text).map_err(|error| Error::file(path, error));
         }
-        let all = Self::parse(SUITE)?;
+        match suite {
+            "quick" => return Self::parse(QUICK),
+            "full" => {
+                let parts = FULL.iter().map(|text| Self::parse(text));
+                return Ok(parts.collect::<Result<Vec<_>>>()?.concat());
+            }
+            _ => {}
+        }
+        let all = Self::parse(LETTERS)?;
         if suite.is_empty() {
             return Err(Error::invalid(
                 "--suite",
                 "is empty",
-                "give letters of the suite, as abcdef",
+                "give quick, full, or letters, as abcdef",
             ));
         }
         suite
@@ -315,7 +348,7 @@ impl Workload {
                         Error::invalid(
                             "--suite",
                             format!("no workload is called {letter}"),
-                            format!("choose among {}", names.join(", ")),
+                            format!("give quick, full, or letters among {}", names.join(", ")),
                         )
                     })
             })
@@ -330,6 +363,23 @@ impl Workload {
             Self::Rotary(shape) => &shape.name,
             Self::LinearAttention(shape) => &shape.name,
             Self::TopK(shape) => &shape.name,
+            Self::Merge(shape) => &shape.name,
+            Self::Scan(shape) => &shape.name,
+            Self::ShortConv(shape) => &shape.name,
+        }
+    }
+
+    /// The op, as `op` in a file of workloads says it.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Attention(_) => "attention",
+            Self::Softmax(_) => "softmax",
+            Self::Rotary(_) => "rotary",
+            Self::LinearAttention(_) => "linear_attention",
+            Self::TopK(_) => "top_k",
+            Self::Merge(_) => "merge",
+            Self::Scan(_) => "scan",
+            Self::ShortConv(_) => "short_conv",
         }
     }
 
@@ -341,6 +391,9 @@ impl Workload {
             Self::Rotary(shape) => shape.dtype,
             Self::LinearAttention(shape) => shape.dtype,
             Self::TopK(shape) => shape.dtype,
+            Self::Merge(shape) => shape.dtype,
+            Self::Scan(shape) => shape.dtype,
+            Self::ShortConv(shape) => shape.dtype,
         }
     }
 
@@ -353,6 +406,9 @@ impl Workload {
             Self::Rotary(shape) => &mut shape.dtype,
             Self::LinearAttention(shape) => &mut shape.dtype,
             Self::TopK(shape) => &mut shape.dtype,
+            Self::Merge(shape) => &mut shape.dtype,
+            Self::Scan(shape) => &mut shape.dtype,
+            Self::ShortConv(shape) => &mut shape.dtype,
         };
         *dtype = storage;
         self
@@ -405,90 +461,74 @@ impl Workload {
                     op.into()
                 }
             }
+            Self::Merge(m) => {
+                let [batch, heads, queries, dims] = m.shape;
+                Merge::new(
+                    Layout::new(m.dtype, [m.parts, batch, heads, queries, dims]),
+                    Layout::f32([m.parts, batch, heads, queries]),
+                )
+                .into()
+            }
+            Self::Scan(c) => {
+                let x = Layout::new(c.dtype, c.shape);
+                Scan::decayed_sum(x.clone(), x).into()
+            }
+            Self::ShortConv(c) => {
+                let [_, channels, _] = c.shape;
+                ShortConv::new(
+                    Layout::new(c.dtype, c.shape),
+                    Layout::f32([channels, c.taps]),
+                )
+                .into()
+            }
         }
-    }
-
-    /// Times the workload on a device and checks its result. Without a tuning, the engine chooses.
-    ///
-    /// # Errors
-    /// As planning, binding and running have them.
-    pub fn measure(
-        &self,
-        gpu: &Gpu,
-        tuning: Option<&Tuning>,
-        ceilings: &Ceilings,
-        runs: usize,
-    ) -> Result<Row> {
-        let op = self.op();
-        let make_plan = || match tuning {
-            Some(tuning) => gpu.engine().plan_with(&op, tuning),
-            None => gpu.engine().plan(&op),
-        };
-        let start = Instant::now();
-        let plan = make_plan()?;
-        let create = start.elapsed();
-        let cost = cost(&op);
-        // Sets of tensors in turn, so that none is still in a cache.
-        let count = ((PAST_CACHES / cost.bytes()) as usize).clamp(1, MOST_SETS);
-        let mut sets = Vec::with_capacity(count);
-        let mut inputs = Vec::new();
-        for seed in 0..count as u64 {
-            inputs = self.inputs(seed);
-            sets.push(Tensors::upload(gpu, &op, &inputs)?);
-        }
-        let calls = sets
-            .iter()
-            .map(|set| set.bind(&plan))
-            .collect::<Result<Vec<_>>>()?;
-        // From here on nothing may be compiled: neither by planning again nor by running.
-        let compiled = gpu.engine().counters().misses;
-        let mut profile = Profile::new(gpu, create, calls.first(), make_plan, || {
-            sets.first().map(|set| set.bind(&plan)).transpose()
-        })?;
-        let timing = time(gpu, &calls, runs)?;
-        profile.late_pipelines = gpu.engine().counters().misses - compiled;
-        // Every set was run in the timed loop or just before; the last one is looked at.
-        let expected = self.expected(&inputs);
-        drop(calls);
-        if inputs_of(&op).any(|(slot, _)| op.is_output(slot)) {
-            // A state that was carried on is another one after each run.
-            sets.clear();
-            sets.push(Tensors::upload(gpu, &op, &inputs)?);
-            let call = sets.last().map(|set| set.bind(&plan)).transpose()?;
-            call.map(|call| gpu.run(&call)).transpose()?;
-        }
-        let err = match sets.last() {
-            Some(set) => set.error(gpu, &expected)?,
-            None => f64::INFINITY,
-        };
-        let ms = timing.median();
-        // Matrix units have a ceiling of their own.
-        let mut of_schedule = *ceilings;
-        if let (Schedule::Matrix, Some(rate)) = (plan.outline().schedule, ceilings.matrix_gflops) {
-            of_schedule.fma_gflops = rate;
-        }
-        Ok(Row {
-            kind: "row",
-            workload: self.name().into(),
-            shape: self.describe(),
-            schedule: plan.outline().schedule.to_string(),
-            why: plan.outline().why.clone(),
-            median_ms: ms,
-            timing,
-            gflops: cost.gflops(ms),
-            gbps: cost.gbps(ms),
-            ceiling_share: cost.share(ms, &of_schedule),
-            err,
-            err_limit: expected.err_limit,
-            scratch_bytes: plan.scratch_bytes(),
-            profile,
-        })
     }
 
     /// The op and its shape, in words.
     pub fn describe(&self) -> String {
+        self.describe_with(None)
+    }
+
+    /// The length of the sequence, and the series of workloads that differ in it alone, in words; none of ops
+    /// without a sequence.
+    pub fn series(&self) -> Option<(u64, String)> {
+        let length = match self {
+            Self::Attention(shape) => shape.kv_len,
+            Self::LinearAttention(shape) => shape.seq,
+            Self::Scan(shape) => shape.shape[1],
+            Self::ShortConv(shape) => shape.shape[2],
+            Self::Softmax(_) | Self::Rotary(_) | Self::TopK(_) | Self::Merge(_) => return None,
+        };
+        Some((length, self.describe_with(Some("n"))))
+    }
+
+    /// The same under another name.
+    #[must_use]
+    pub fn named(mut self, new: &str) -> Self {
+        let name = match &mut self {
+            Self::Attention(shape) => &mut shape.name,
+            Self::Softmax(shape) => &mut shape.name,
+            Self::Rotary(shape) => &mut shape.name,
+            Self::LinearAttention(shape) => &mut shape.name,
+            Self::TopK(shape) => &mut shape.name,
+            Self::Merge(shape) => &mut shape.name,
+            Self::Scan(shape) => &mut shape.name,
+            Self::ShortConv(shape) => &mut shape.name,
+        };
+        new.clone_into(name);
+        self
+    }
+
+    /// The op and its shape, with a word in place of the length of the sequence.
+    fn describe_with(&self, length: Option<&str>) -> String {
+        let word = |len: u64| length.map_or_else(|| len.to_string(), str::to_owned);
         match self {
             Self::Attention(a) => {
+                let queries = if a.q_len == a.kv_len {
+                    word(a.q_len)
+                } else {
+                    a.q_len.to_string()
+                };
                 let heads = if a.q_heads == a.kv_heads {
                     a.q_heads.to_string()
                 } else {
@@ -507,6 +547,9 @@ impl Workload {
                 if let Some(window) = a.window {
                     let side = |keys: Option<u64>| keys.map_or("all".into(), |n| n.to_string());
                     terms = format!(" window {}+{}", side(window.left), side(window.right));
+                    if window.first > 0 {
+                        terms = format!("{terms} first {}", window.first);
+                    }
                 }
                 for (there, word) in [
                     (a.softcap.is_some(), " softcap"),
@@ -518,8 +561,10 @@ impl Workload {
                     terms.push_str(if there { word } else { "" });
                 }
                 format!(
-                    "attention {} [{}, {heads}, {} x {}, {dims}]{causal}{terms}",
-                    a.dtype, a.batch, a.q_len, a.kv_len
+                    "attention {} [{}, {heads}, {queries} x {}, {dims}]{causal}{terms}",
+                    a.dtype,
+                    a.batch,
+                    word(a.kv_len)
                 )
             }
             Self::Softmax(s) => {
@@ -533,10 +578,27 @@ impl Workload {
                 let pairs = if r.interleaved { " interleaved" } else { "" };
                 format!("rotary {} {:?}{of}{pairs}", r.dtype, r.shape)
             }
-            Self::LinearAttention(l) => l.describe(),
+            Self::LinearAttention(l) => l.describe(&word(l.seq)),
             Self::TopK(t) => {
                 let order = if t.unsorted { " unsorted" } else { "" };
                 format!("top_k {} {:?} k {}{order}", t.dtype, t.shape, t.k)
+            }
+            Self::Merge(m) => format!("merge {} of {} parts {:?}", m.dtype, m.parts, m.shape),
+            Self::Scan(c) => {
+                let [batch, seq, channels] = c.shape;
+                format!(
+                    "scan {} [{batch}, {}, {channels}] decay",
+                    c.dtype,
+                    word(seq)
+                )
+            }
+            Self::ShortConv(c) => {
+                let [batch, channels, seq] = c.shape;
+                let seq = word(seq);
+                format!(
+                    "short_conv {} [{batch}, {channels}, {seq}] taps {}",
+                    c.dtype, c.taps
+                )
             }
         }
     }
@@ -553,15 +615,17 @@ impl Workload {
                 if let Op::LinearAttention(op) = &op {
                     gate(op, slot, &mut data);
                 }
+                if let (Op::Scan(_), Slot::Decay) = (&op, slot) {
+                    data.iter_mut().for_each(|x| *x = -0.1 * x.abs());
+                }
                 if layout.dtype == DType::F16 {
                     for x in &mut data {
                         *x = half::f16::from_f32(*x).to_f32();
                     }
                 }
                 if layout.dtype == DType::Bool {
-                    // Noise lies evenly between -1 and 1.
                     for x in &mut data {
-                        *x = f32::from(u8::from(*x > -0.8));
+                        *x = f32::from(u8::from(*x > LOWEST_TENTH));
                     }
                 }
                 data
@@ -630,6 +694,30 @@ impl Workload {
                 let parts = op.o_parts.shape.first().copied().unwrap_or(1) as usize;
                 reference::merge_gated(o_parts, Some(lse_parts), gates, parts)
             }
+            (Op::Scan(op), [x, g]) => decayed_sums(op, x, g),
+            (Op::ShortConv(op), [x, weight]) => {
+                let shape: Vec<usize> = op.x.shape.iter().map(|&len| len as usize).collect();
+                let [batch, channels, seq] = shape.try_into().unwrap_or_default();
+                let taps = op.weight.shape.last().map_or(0, |&taps| taps as usize);
+                reference::short_conv(&ShortConvInputs {
+                    batch,
+                    channels,
+                    seq,
+                    heads: channels,
+                    taps,
+                    padding_left: op.padding_left as usize,
+                    softmax: op.softmax,
+                    renormalise: op.renormalise,
+                    silu: false,
+                    x,
+                    weight,
+                    dynamic: false,
+                    bias: None,
+                    initial_state: None,
+                    cu_seqlens: None,
+                })
+                .y
+            }
             (Op::Rotary(op), [x, cos, sin]) => {
                 let [batch, heads, seq, head_dim] = crate::ops::dims(&op.x).map(|n| n as usize);
                 let rows: Vec<usize> = (0..batch).flat_map(|_| 0..seq).collect();
@@ -696,6 +784,34 @@ fn attention(op: &Attention, [q, k, v]: [&[f64]; 3], rest: &[Vec<f64>]) -> Vec<f
     .o
 }
 
+/// Sums with decay of `[batch, seq, channels]`, in f64.
+fn decayed_sums(op: &Scan, x: &[f64], g: &[f64]) -> Vec<f64> {
+    let shape: Vec<usize> = op.input().shape.iter().map(|&len| len as usize).collect();
+    let [batch, seq, channels] = shape.try_into().unwrap_or_default();
+    let mut sums = vec![0.0; x.len()];
+    for entry in 0..batch {
+        for channel in 0..channels {
+            let at = |token: usize| (entry * seq + token) * channels + channel;
+            let of = |data: &[f64]| -> Vec<f64> {
+                (0..seq)
+                    .filter_map(|token| data.get(at(token)).copied())
+                    .collect()
+            };
+            let outputs = reference::scan(&ScanInputs::Sum {
+                x: &of(x),
+                g: Some(&of(g)),
+                initial: 0.0,
+            });
+            for (token, sum) in outputs.o.into_iter().enumerate() {
+                if let Some(place) = sums.get_mut(at(token)) {
+                    *place = sum;
+                }
+            }
+        }
+    }
+    sums
+}
+
 /// The right result of a workload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expected {
@@ -705,17 +821,8 @@ pub struct Expected {
     pub state: Vec<f64>,
     /// The indices beside the values of a selection; empty of other ops.
     pub indices: Vec<u32>,
-    /// The most that [`reference::error`] may be against them; see [`Row::err_limit`].
+    /// The most that [`reference::error`] may be against them; see [`super::Measured::err_limit`].
     pub err_limit: f64,
-}
-
-/// The tensors that an op reads, with those that it overwrites.
-fn inputs_of(op: &Op) -> impl Iterator<Item = (Slot, &Layout)> {
-    let carried = matches!(op, Op::LinearAttention(op) if op.in_place);
-    let tensors = op.tensors().into_iter();
-    tensors.filter(move |(slot, _)| {
-        !op.is_output(*slot) || carried && matches!(slot, Slot::FinalState | Slot::FinalSum)
-    })
 }
 
 /// Makes a gate of noise.
@@ -775,7 +882,7 @@ impl LinearAttentionShape {
         if self.state { op.carried_state() } else { op }
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, seq: &str) -> String {
         let heads = match self.kv_heads {
             Some(states) if states != self.heads => format!("{}/{states}", self.heads),
             _ => self.heads.to_string(),
@@ -803,137 +910,8 @@ impl LinearAttentionShape {
         let normalised = if self.normalised { " normalised" } else { "" };
         let state = if self.state { " state carried" } else { "" };
         format!(
-            "linear_attention {} [{}, {heads}, {}, {dims}]{reach}{decay}{rule}{normalised}{state}",
-            self.dtype, self.batch, self.seq
+            "linear_attention {} [{}, {heads}, {seq}, {dims}]{reach}{decay}{rule}{normalised}{state}",
+            self.dtype, self.batch
         )
-    }
-}
-
-/// The tensor that counts of those that it writes.
-fn output_of(op: &Op) -> (Slot, &Layout) {
-    match op {
-        Op::Attention(op) => (Slot::O, &op.o),
-        Op::Softmax(op) => (Slot::Y, &op.y),
-        Op::Merge(op) => (Slot::O, &op.o),
-        Op::Rotary(op) => (Slot::Y, &op.y),
-        Op::Weights(op) => (Slot::Out, &op.out),
-        Op::LinearAttention(op) => (Slot::O, &op.o),
-        Op::RandomFeatures(op) => (Slot::Y, &op.y),
-        Op::ShortConv(op) => (Slot::Y, &op.y),
-        Op::Scan(scan) => {
-            let first = scan
-                .tensors()
-                .into_iter()
-                .find(|(slot, _)| op.is_output(*slot));
-            first.unwrap_or((Slot::V, scan.input()))
-        }
-        Op::HrrAttention(op) => (Slot::O, &op.o),
-        Op::FlowAttention(op) => (Slot::O, &op.o),
-        Op::AftFull(op) => (Slot::O, &op.o),
-        Op::Pool(op) => (Slot::Y, &op.y),
-        Op::TopK(top_k) => {
-            let first = op
-                .tensors()
-                .into_iter()
-                .find(|(slot, _)| op.is_output(*slot));
-            first.unwrap_or((Slot::X, &top_k.x))
-        }
-        Op::TopP(op) => (Slot::Indices, &op.indices),
-        Op::RouteScores(op) => (Slot::Out, &op.out),
-        Op::Route(route) => {
-            let tensors = route.tensors();
-            let first = tensors.into_iter().find(|(slot, _)| op.is_output(*slot));
-            first.unwrap_or((Slot::Scores, &route.scores))
-        }
-        Op::Gather(op) => (Slot::Y, &op.y),
-        Op::Sort(op) => (Slot::Indices, &op.indices),
-        Op::ScatterMean(op) => (Slot::Y, &op.y),
-        Op::ClusterUpdate(op) => (Slot::NewMeans, &op.new_means),
-        Op::Evict(op) => (Slot::NewScores, &op.new_scores),
-        Op::VerticalSlash(op) => (Slot::Bits, &op.bits),
-        Op::Scatter(op) => (Slot::Y, &op.y),
-        Op::Divergence(op) => (Slot::Chosen, &op.chosen),
-    }
-}
-
-/// Bytes past which sets of tensors do not fit a cache together.
-const PAST_CACHES: f64 = 256e6;
-const MOST_SETS: usize = 8;
-
-/// The tensors of one call: inputs by their place in the op, and the output.
-#[derive(Debug)]
-pub struct Tensors {
-    inputs: Vec<(Slot, Tensor)>,
-    output: (Slot, Tensor),
-    /// What else is written.
-    others: Vec<(Slot, Tensor)>,
-}
-
-impl Tensors {
-    /// Uploads the inputs of an op, in its order, and makes room for its output.
-    ///
-    /// # Errors
-    /// As [`Gpu::upload_as`].
-    pub fn upload(gpu: &Gpu, op: &Op, inputs: &[Vec<f32>]) -> Result<Self> {
-        let inputs = inputs_of(op)
-            .zip(inputs)
-            .map(|((slot, layout), data)| {
-                let shape = layout.shape.clone();
-                let tensor = match layout.dtype {
-                    DType::Bool => {
-                        let visible: Vec<bool> = data.iter().map(|&x| x != 0.0).collect();
-                        gpu.upload_bool(&visible, shape)?
-                    }
-                    dtype => gpu.upload_as(dtype, data, shape)?,
-                };
-                Ok((slot, tensor))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let (slot, layout) = output_of(op);
-        let others = op.tensors().into_iter().filter(|&(other, _)| {
-            op.is_output(other) && other != slot && inputs.iter().all(|(input, _)| *input != other)
-        });
-        let others = others
-            .map(|(slot, layout)| Ok((slot, gpu.allocate(layout.clone())?)))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            others,
-            inputs,
-            output: (slot, gpu.allocate(layout.clone())?),
-        })
-    }
-
-    /// Binds a plan of the op to them.
-    ///
-    /// # Errors
-    /// As [`Plan::bind`].
-    pub fn bind(&self, plan: &Plan) -> Result<crate::Call> {
-        let all = self.inputs.iter().chain([&self.output]).chain(&self.others);
-        let args = Args(all.map(|(slot, tensor)| (*slot, tensor.view())).collect());
-        plan.bind(args)
-    }
-
-    /// The output.
-    pub fn output(&self) -> &Tensor {
-        &self.output.1
-    }
-
-    /// The error of the output, or of the state that is carried on where that is more.
-    fn error(&self, gpu: &Gpu, expected: &Expected) -> Result<f64> {
-        let output = reference::error(&gpu.download(self.output())?, &expected.values);
-        let indices = (self.others.iter()).find(|(slot, _)| *slot == Slot::Indices);
-        if let Some((_, indices)) = indices
-            && gpu.download_u32(indices)? != expected.indices
-        {
-            return Ok(f64::INFINITY);
-        }
-        let state = (self.inputs.iter()).find(|(slot, _)| *slot == Slot::FinalState);
-        match state {
-            Some((_, state)) => {
-                let state = reference::error(&gpu.download(state)?, &expected.state);
-                Ok(output.max(state))
-            }
-            None => Ok(output),
-        }
     }
 }

@@ -2,24 +2,30 @@
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use serde::Serialize;
+use indicatif::ProgressBar;
 
 use super::{
     AttentionSchedule, Globals,
-    output::{note, print},
+    output::{check_place, note, print, print_json},
     suite::Suite,
 };
 use crate::{
     Error, Result, Tuning, TuningMode,
-    bench::{Ceilings, Row, Workload, ceilings},
+    bench::{
+        Adapter, Bench, Ceilings, DeviceRecord, Measured, Opened, Outcome, Record, Row, Workload,
+    },
 };
 
 /// Arguments of `foveate bench`.
+///
+/// Each timed run lies between two short runs of the kernels that reached the adapter's ceilings, so that shares of
+/// the roofline say the same on a busy machine. Results are checked against f64. The exit code is 1 when an adapter
+/// cannot be opened, a launch fails or a result is wrong; what an adapter cannot run is skipped.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     suite: Suite,
-    /// Timed runs of each workload.
+    /// Timed runs of each workload; short ones are timed up to four times as often.
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: u32,
     /// Attention schedule, instead of the plan's choice.
@@ -35,9 +41,9 @@ pub(super) struct Args {
     /// Show where host time goes, too.
     #[arg(long)]
     profile: bool,
-    /// Folder to write the lines of JSON to, in a file named for the adapter.
-    #[arg(long, value_name = "FOLDER")]
-    record: Option<PathBuf>,
+    /// File to write the record to: JSON, as docs/bench-records.md has it, for `foveate compare`.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
 }
 
 /// A tuning mode, as an argument.
@@ -58,33 +64,6 @@ impl From<Mode> for TuningMode {
     }
 }
 
-/// What was measured where.
-#[derive(Serialize)]
-struct Adapter<'a> {
-    kind: &'static str,
-    adapter: &'a str,
-    backend: String,
-    driver: &'a str,
-    driver_info: &'a str,
-    version: &'static str,
-    /// The commit of the folder that the program was built in, if it is still there.
-    commit: Option<String>,
-    tuning: TuningMode,
-    ceilings: &'a Ceilings,
-}
-
-impl Adapter<'_> {
-    /// The name of the adapter's record.
-    fn file_name(&self) -> String {
-        let words = format!("{} {}", self.backend, self.adapter).to_lowercase();
-        let words: Vec<&str> = words
-            .split(|c: char| !c.is_ascii_alphanumeric())
-            .filter(|word| !word.is_empty())
-            .collect();
-        format!("{}.jsonl", words.join("-"))
-    }
-}
-
 /// What git says of the folder that the program was built in, with `-dirty` where files differ from the commit.
 fn commit() -> Option<String> {
     let output = std::process::Command::new("git")
@@ -98,29 +77,81 @@ fn commit() -> Option<String> {
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let workloads = args.suite.workloads()?;
-    let mut gpu = super::open(globals)?;
+    if let Some(path) = &args.out {
+        check_place(path, "--out")?;
+    }
+    let adapters = super::one_or_all(globals)?;
+    let steps = adapters.len() * (workloads.len() + 1);
+    let progress = super::progress(steps as u64, globals);
+    let record = Record {
+        format: Record::FORMAT.into(),
+        version: Record::VERSION,
+        foveate: env!("CARGO_PKG_VERSION").into(),
+        commit: commit(),
+        suite: args.suite.name(),
+        runs: args.runs,
+        devices: adapters
+            .iter()
+            .map(|adapter| device(adapter, args, globals, &workloads, &progress))
+            .collect(),
+    };
+    progress.finish_and_clear();
+    if let Some(path) = &args.out {
+        fs::write(path, record.to_json()? + "\n").map_err(|error| Error::file(path, error))?;
+        note(format_args!("wrote {}", path.display()));
+    }
+    if globals.json {
+        print_json(&record)?;
+    } else {
+        for device in &record.devices {
+            print(text(device, args.profile))?;
+        }
+    }
+    Ok(if record.devices.iter().all(DeviceRecord::passed) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Measures one adapter. What goes wrong with it is part of its record.
+fn device(
+    adapter: &wgpu::Adapter,
+    args: &Args,
+    globals: &Globals,
+    workloads: &[Workload],
+    progress: &ProgressBar,
+) -> DeviceRecord {
+    let mut record = DeviceRecord {
+        adapter: Adapter::of(adapter),
+        opened: None,
+        ceilings: None,
+        error: None,
+        rows: Vec::new(),
+    };
+    if let Err(error) = measure(&mut record, adapter, args, globals, workloads, progress) {
+        record.error = Some(error.to_string());
+    }
+    record
+}
+
+fn measure(
+    record: &mut DeviceRecord,
+    adapter: &wgpu::Adapter,
+    args: &Args,
+    globals: &Globals,
+    workloads: &[Workload],
+    progress: &ProgressBar,
+) -> Result<()> {
+    progress.set_message(format!("{}: ceilings", record.adapter.name));
+    let mut gpu = super::open_on(adapter, globals.cache.as_deref())?;
     if let Some(mode) = args.tuning {
         *gpu.engine_mut() = gpu.engine().clone().with_tuning(mode.into());
     }
-    let progress = super::progress(workloads.len() as u64 + 1, globals);
-    progress.set_message("ceilings");
-    let ceilings = ceilings(&gpu, args.runs as usize)?;
+    record.opened = Some(Opened::of(&gpu));
+    let bench = Bench::new(&gpu, args.runs as usize)?;
+    record.ceilings = Some(*bench.ceilings());
     progress.inc(1);
-    let info = gpu.info();
-    let adapter = Adapter {
-        kind: "adapter",
-        adapter: &info.name,
-        backend: info.backend.to_string(),
-        driver: &info.driver,
-        driver_info: &info.driver_info,
-        version: env!("CARGO_PKG_VERSION"),
-        commit: commit(),
-        tuning: gpu.engine().tuning(),
-        ceilings: &ceilings,
-    };
-
-    let mut failed = false;
-    let mut rows: Vec<(Workload, Result<Row>)> = Vec::new();
     for workload in workloads {
         progress.set_message(workload.name().to_owned());
         let base = if args.quick_start {
@@ -128,77 +159,72 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         } else {
             Tuning::default()
         };
-        let tuning = match (&workload, args.schedule) {
+        let tuning = match (workload, args.schedule) {
             (Workload::Attention(_), Some(schedule)) => Some(Tuning {
                 schedule: Some(schedule.into()),
                 ..base
             }),
             _ => args.quick_start.then_some(base),
         };
-        let row = workload.measure(&gpu, tuning.as_ref(), &ceilings, args.runs as usize);
-        failed |= !row.as_ref().is_ok_and(Row::passed);
-        rows.push((workload, row));
+        let row = bench.row(workload, tuning.as_ref());
+        if let (Some(ceilings), Some(measured)) = (&mut record.ceilings, row.measured()) {
+            ceilings.raise(measured);
+        }
+        record.rows.push(row);
         progress.inc(1);
     }
-    progress.finish_and_clear();
-
-    let lines = lines(&adapter, &rows)?;
-    if let Some(folder) = &args.record {
-        let path = folder.join(adapter.file_name());
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, &lines))
-            .map_err(|error| Error::file(&path, error))?;
-        note(format_args!("wrote {}", path.display()));
-    }
-    if globals.json {
-        print(lines.trim_end())?;
-    } else {
-        print(format!("{}\n\n{}", heading(&adapter), table(&rows)))?;
-        if args.profile {
-            print(format!("host time\n{}", profile_table(&rows)))?;
-        }
-        for (workload, row) in &rows {
-            match row {
-                Ok(row) if row.passed() => {}
-                Ok(row) if row.profile.late_pipelines > 0 => print(format!(
-                    "{}: {} pipelines were created after the first plan",
-                    row.workload, row.profile.late_pipelines
-                ))?,
-                Ok(row) => print(format!(
-                    "{}: wrong, error {:.1e}, at most {:.1e} is right",
-                    row.workload, row.err, row.err_limit
-                ))?,
-                Err(error) => print(format!("{}: {error}", workload.name()))?,
-            }
-        }
-    }
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(())
 }
 
-/// The adapter and the rows as lines of JSON.
-fn lines(adapter: &Adapter<'_>, rows: &[(Workload, Result<Row>)]) -> Result<String> {
-    let mut lines = vec![serde_json::to_string(adapter)];
-    lines.extend(rows.iter().map(|(workload, row)| match row {
-        Ok(row) => serde_json::to_string(row),
-        Err(error) => serde_json::to_string(&serde_json::json!({
-            "kind": "row",
-            "workload": workload.name(),
-            "failed": error.to_string(),
-        })),
-    }));
-    let lines: Vec<String> = lines
-        .into_iter()
-        .collect::<serde_json::Result<_>>()
-        .map_err(|error| Error::file("JSON", error))?;
-    Ok(lines.join("\n") + "\n")
+/// A device's figures for the terminal.
+fn text(device: &DeviceRecord, profile: bool) -> String {
+    let adapter = &device.adapter;
+    let mut parts = vec![format!(
+        "{} ({}, {})",
+        adapter.name, adapter.backend, adapter.driver_info
+    )];
+    parts.extend(device.ceilings.as_ref().map(ceilings));
+    parts.extend(
+        device
+            .error
+            .as_ref()
+            .map(|error| format!("failed: {error}")),
+    );
+    if !device.rows.is_empty() {
+        parts.push(format!("\n{}", table(&device.rows)));
+        if profile {
+            parts.push(format!("host time\n{}", profile_table(&device.rows)));
+        }
+    }
+    parts.extend(device.rows.iter().filter_map(problem));
+    parts.join("\n")
 }
 
-fn heading(adapter: &Adapter<'_>) -> String {
-    let c = adapter.ceilings;
+/// What is to be said of a row that is not right.
+fn problem(row: &Row) -> Option<String> {
+    let problem = match &row.outcome {
+        Outcome::Skipped { reason } => format!("skipped, {reason}"),
+        Outcome::Failed { reason } => format!("failed, {reason}"),
+        Outcome::Measured(measured) if measured.right => return None,
+        Outcome::Measured(measured) if measured.host.late_pipelines > 0 => format!(
+            "{} pipelines were created after the first plan",
+            measured.host.late_pipelines
+        ),
+        Outcome::Measured(measured) => format!(
+            "wrong, error {}, at most {:.1e} is right",
+            error(measured),
+            measured.err_limit
+        ),
+    };
+    Some(format!("{}: {problem}", row.workload))
+}
+
+fn error(measured: &Measured) -> String {
+    let err = measured.err.map(|err| format!("{err:.1e}"));
+    err.unwrap_or_else(|| "without bound".into())
+}
+
+fn ceilings(c: &Ceilings) -> String {
     let half = c
         .fma_f16_gflops
         .map_or(String::new(), |rate| format!(", {rate:.1} GFLOP/s f16"));
@@ -209,37 +235,43 @@ fn heading(adapter: &Adapter<'_>) -> String {
         format!(", {rate:.1} GB/s workgroup memory")
     });
     format!(
-        "{} ({}, {})\nceilings: {:.1} GFLOP/s multiply-add{half}{matrix}, {:.2} GB/s read, {:.2} GB/s copy{shared}, \
-         {:.1} us per dispatch, {:.0} us per submission",
-        adapter.adapter,
-        adapter.backend,
-        adapter.driver_info,
+        "ceilings: {:.1} GFLOP/s multiply-add{half}{matrix}, {:.2} GB/s read, {:.2} GB/s copy{shared}, \
+         {:.2} GB/s upload, {:.2} GB/s readback, {:.1} us per dispatch, {:.0} us per submission",
         c.fma_gflops,
         c.read_gbps,
         c.copy_gbps,
+        c.upload_gbps,
+        c.readback_gbps,
         c.dispatch_us,
         c.submit_us,
     )
 }
 
-fn profile_table(rows: &[(Workload, Result<Row>)]) -> comfy_table::Table {
+fn profile_table(rows: &[Row]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header([
         "",
         "create ms",
         "first run ms",
+        "compile ms",
+        "cached ms",
         "plan us",
         "bind us",
         "record us",
         "submit us",
     ]);
-    for row in rows.iter().filter_map(|(_, row)| row.as_ref().ok()) {
-        let p = row.profile;
+    for row in rows {
+        let Some(measured) = row.measured() else {
+            continue;
+        };
+        let p = measured.host;
         table.add_row([
             row.workload.clone(),
             format!("{:.1}", p.create_ms),
             format!("{:.1}", p.first_ms),
+            format!("{:.1}", measured.first_compile_ms),
+            format!("{:.1}", measured.cached_compile_ms),
             format!("{:.1}", p.plan_us),
             format!("{:.1}", p.bind_us),
             format!("{:.2}", p.record_us),
@@ -249,32 +281,35 @@ fn profile_table(rows: &[(Workload, Result<Row>)]) -> comfy_table::Table {
     table
 }
 
-fn table(rows: &[(Workload, Result<Row>)]) -> comfy_table::Table {
+fn table(rows: &[Row]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header([
         "", "workload", "schedule", "ms", "p10-p90", "wall ms", "GFLOP/s", "GB/s", "ceiling",
         "error",
     ]);
-    for (workload, row) in rows {
-        match row {
-            Ok(row) => {
-                let spread = row.timing.gpu.unwrap_or(row.timing.wall);
+    for row in rows {
+        match &row.outcome {
+            Outcome::Measured(measured) => {
+                let ms = measured.ms();
                 table.add_row([
                     row.workload.clone(),
                     row.shape.clone(),
-                    row.schedule.clone(),
-                    format!("{:.2}", row.median_ms),
-                    format!("{:.2}-{:.2}", spread.p10, spread.p90),
-                    format!("{:.2}", row.timing.wall.median),
-                    format!("{:.1}", row.gflops),
-                    format!("{:.2}", row.gbps),
-                    format!("{:.0} %", row.ceiling_share * 100.0),
-                    format!("{:.1e}", row.err),
+                    measured.schedule.clone(),
+                    format!("{:.2}", ms.median),
+                    format!("{:.2}-{:.2}", ms.p10, ms.p90),
+                    format!("{:.2}", measured.wall_ms.median),
+                    format!("{:.1}", measured.gflops),
+                    format!("{:.2}", measured.gbps),
+                    format!("{:.0} %", measured.share.median * 100.0),
+                    error(measured),
                 ]);
             }
-            Err(_) => {
-                table.add_row([workload.name(), "failed"]);
+            Outcome::Skipped { .. } => {
+                table.add_row([&row.workload, &row.shape, "skipped"]);
+            }
+            Outcome::Failed { .. } => {
+                table.add_row([&row.workload, &row.shape, "failed"]);
             }
         }
     }

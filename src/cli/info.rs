@@ -23,38 +23,12 @@ pub(super) struct Args {
 struct Facts {
     /// Its number for `--adapter`.
     number: usize,
-    name: String,
-    backend: String,
-    device_type: &'static str,
-    driver: String,
-    driver_info: String,
-    /// Smallest and largest subgroup, where shaders can use subgroups.
-    subgroup: Option<[u32; 2]>,
-    f16: bool,
-    timestamps: bool,
-    pipeline_cache: bool,
-    cooperative_matrices: Vec<Matrix>,
-    max_binding_bytes: u64,
-    max_buffer_bytes: u64,
-    workgroup_bytes: u32,
-    max_invocations: u32,
-    max_workgroups: u32,
-    max_storage_buffers: u32,
-    storage_alignment: u32,
+    #[serde(flatten)]
+    adapter: bench::Adapter,
     /// What a device opened on it was seen to do.
     measured: Option<Measured>,
     /// Why it could not be opened or measured.
     error: Option<String>,
-}
-
-/// A shape of cooperative matrix: `m x k` times `k x n`.
-#[derive(Debug, Serialize)]
-struct Matrix {
-    m: u32,
-    n: u32,
-    k: u32,
-    input: String,
-    output: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,43 +72,13 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
 }
 
 fn facts(number: usize, adapter: &wgpu::Adapter, ceilings: bool) -> Facts {
-    let info = adapter.get_info();
-    let limits = adapter.limits();
-    let has = |feature| adapter.features().contains(feature);
     let (measured, error) = match measure(adapter, ceilings) {
         Ok(measured) => (Some(measured), None),
         Err(error) => (None, Some(error.to_string())),
     };
     Facts {
         number,
-        backend: info.backend.to_string(),
-        device_type: device_type(info.device_type),
-        subgroup: has(wgpu::Features::SUBGROUP)
-            .then_some([info.subgroup_min_size, info.subgroup_max_size]),
-        name: info.name,
-        driver: info.driver,
-        driver_info: info.driver_info,
-        f16: has(wgpu::Features::SHADER_F16),
-        timestamps: has(wgpu::Features::TIMESTAMP_QUERY),
-        pipeline_cache: has(wgpu::Features::PIPELINE_CACHE),
-        cooperative_matrices: adapter
-            .cooperative_matrix_properties()
-            .into_iter()
-            .map(|shape| Matrix {
-                m: shape.m_size,
-                n: shape.n_size,
-                k: shape.k_size,
-                input: format!("{:?}", shape.ab_type).to_lowercase(),
-                output: format!("{:?}", shape.cr_type).to_lowercase(),
-            })
-            .collect(),
-        max_binding_bytes: limits.max_storage_buffer_binding_size,
-        max_buffer_bytes: limits.max_buffer_size,
-        workgroup_bytes: limits.max_compute_workgroup_storage_size,
-        max_invocations: limits.max_compute_invocations_per_workgroup,
-        max_workgroups: limits.max_compute_workgroups_per_dimension,
-        max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-        storage_alignment: limits.min_storage_buffer_offset_alignment,
+        adapter: bench::Adapter::of(adapter),
         measured,
         error,
     }
@@ -149,72 +93,67 @@ fn measure(adapter: &wgpu::Adapter, ceilings: bool) -> Result<Measured> {
     })
 }
 
-fn device_type(kind: wgpu::DeviceType) -> &'static str {
-    match kind {
-        wgpu::DeviceType::DiscreteGpu => "discrete GPU",
-        wgpu::DeviceType::IntegratedGpu => "integrated GPU",
-        wgpu::DeviceType::VirtualGpu => "virtual GPU",
-        wgpu::DeviceType::Cpu => "software on the CPU",
-        wgpu::DeviceType::Other => "other",
-    }
-}
-
 /// A column per adapter, a row per fact.
 fn table(list: &[Facts]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic);
-    let head = list.iter().map(|f| format!("{}: {}", f.number, f.name));
+    let head = list
+        .iter()
+        .map(|f| format!("{}: {}", f.number, f.adapter.name));
     table.set_header(std::iter::once("adapter".to_owned()).chain(head));
     let mut row = |name: &str, cell: &dyn Fn(&Facts) -> String| {
         let cells = list.iter().map(cell);
         table.add_row(std::iter::once(name.to_owned()).chain(cells));
     };
     let yes = |there: bool| if there { "yes" } else { "no" }.to_owned();
-    row("backend", &|f| f.backend.clone());
-    row("device", &|f| f.device_type.into());
+    row("vendor", &|f| f.adapter.vendor.clone().unwrap_or_default());
+    row("backend", &|f| f.adapter.backend.clone());
+    row("device", &|f| f.adapter.device_type.clone());
     row("driver", &|f| {
-        format!("{} {}", f.driver, f.driver_info).trim().to_owned()
+        format!("{} {}", f.adapter.driver, f.adapter.driver_info)
+            .trim()
+            .to_owned()
     });
-    row("subgroups", &|f| match f.subgroup {
+    row("subgroups", &|f| match f.adapter.subgroup {
         None => "no".into(),
         Some([min, max]) if min == max => format!("of {min}"),
         Some([min, max]) => format!("of {min} to {max}"),
     });
-    row("f16 storage", &|f| yes(f.f16));
-    row("timestamps", &|f| yes(f.timestamps));
-    row("pipeline cache", &|f| yes(f.pipeline_cache));
+    row("f16 storage", &|f| yes(f.adapter.f16));
+    row("timestamps", &|f| yes(f.adapter.timestamps));
+    row("pipeline cache", &|f| yes(f.adapter.pipeline_cache));
     row("cooperative matrices", &|f| {
-        if f.cooperative_matrices.is_empty() {
+        if f.adapter.cooperative_matrices.is_empty() {
             return "no".into();
         }
-        let shapes = f.cooperative_matrices.iter();
+        let shapes = f.adapter.cooperative_matrices.iter();
         shapes
             .map(|s| format!("{}x{}x{} {} to {}", s.m, s.n, s.k, s.input, s.output))
             .collect::<Vec<_>>()
             .join("\n")
     });
     row("largest binding", &|f| {
-        BinaryBytes(f.max_binding_bytes).to_string()
+        BinaryBytes(f.adapter.max_binding_bytes).to_string()
     });
     row("largest buffer", &|f| {
-        BinaryBytes(f.max_buffer_bytes).to_string()
+        BinaryBytes(f.adapter.max_buffer_bytes).to_string()
     });
     row("workgroup memory", &|f| {
-        BinaryBytes(f.workgroup_bytes.into()).to_string()
+        BinaryBytes(f.adapter.workgroup_bytes.into()).to_string()
     });
     row("invocations per workgroup", &|f| {
-        f.max_invocations.to_string()
+        f.adapter.max_invocations.to_string()
     });
     row("workgroups per axis", &|f| {
-        HumanCount(f.max_workgroups.into()).to_string()
+        HumanCount(f.adapter.max_workgroups.into()).to_string()
     });
     row("storage buffers per shader", &|f| {
-        f.max_storage_buffers.to_string()
+        f.adapter.max_storage_buffers.to_string()
     });
     row("storage alignment", &|f| {
-        format!("{} bytes", f.storage_alignment)
+        format!("{} bytes", f.adapter.storage_alignment)
     });
     row("loop iterations, measured", &|f| {
         f.measured.as_ref().map_or_else(String::new, |measured| {
@@ -236,6 +175,8 @@ fn table(list: &[Facts]) -> Table {
         ceiling("multiply-adds, measured", "GFLOP/s", &|c| c.fma_gflops);
         ceiling("read, measured", "GB/s", &|c| c.read_gbps);
         ceiling("copy (read + write), measured", "GB/s", &|c| c.copy_gbps);
+        ceiling("upload, measured", "GB/s", &|c| c.upload_gbps);
+        ceiling("readback, measured", "GB/s", &|c| c.readback_gbps);
     }
     if list.iter().any(|f| f.error.is_some()) {
         row("error", &|f| f.error.clone().unwrap_or_default());

@@ -1,6 +1,7 @@
 //! The `foveate` program.
 
 mod bench;
+mod compare;
 mod demo;
 mod export;
 mod info;
@@ -24,9 +25,9 @@ use crate::{ADAPTER_VARIABLE, Error, Gpu, Result, Schedule, adapters, choose};
 #[derive(Debug, Parser)]
 #[command(name = "foveate", version, about)]
 struct Program {
-    /// Adapter to use: a number, or a part of its name, driver or backend. Default: the
-    /// environment variable FOVEATE_ADAPTER; without it, `info` and `demo` take every adapter, the
-    /// other commands a real GPU before software.
+    /// Adapter to use: a number, or a part of its name, vendor, driver or backend; `all` has `bench`
+    /// take every adapter in turn. Default: the environment variable FOVEATE_ADAPTER; without it,
+    /// `info` and `demo` take every adapter, the other commands a real GPU before software.
     #[arg(long, global = true)]
     adapter: Option<String>,
     /// Print JSON instead of tables.
@@ -50,6 +51,8 @@ enum Command {
     Verify(verify::Args),
     /// Time ops beside the adapter's own ceilings.
     Bench(bench::Args),
+    /// Put records of `bench` side by side, and find what became slower.
+    Compare(compare::Args),
     /// Time the ways to run ops on this adapter, and remember the fastest.
     Tune(tune::Args),
     /// Write a plan as JSON that any WebGPU host can execute, browsers among them.
@@ -114,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args, &globals),
         Command::Verify(args) => verify::run(&args, &globals),
         Command::Bench(args) => bench::run(&args, &globals),
+        Command::Compare(args) => compare::run(&args, &globals),
         Command::Tune(args) => tune::run(&args, &globals),
         Command::Export(args) => export::run(&args, &globals),
         Command::Demo(args) => demo::run(&args, &globals),
@@ -138,6 +142,20 @@ const CACHE_VARIABLE: &str = "FOVEATE_CACHE";
 fn open(globals: &Globals) -> Result<Gpu> {
     let adapter = choose(&adapters(), globals.adapter.as_deref())?;
     open_on(&adapter, globals.cache.as_deref())
+}
+
+/// What `--adapter` says for every adapter, where a command takes several.
+const EVERY_ADAPTER: &str = "all";
+
+/// The adapter that the arguments choose, or all of them.
+fn one_or_all(globals: &Globals) -> Result<Vec<wgpu::Adapter>> {
+    let found = adapters();
+    match globals.adapter.as_deref() {
+        Some(choice) if choice.eq_ignore_ascii_case(EVERY_ADAPTER) && !found.is_empty() => {
+            Ok(found)
+        }
+        choice => Ok(vec![choose(&found, choice)?]),
+    }
 }
 
 /// Opens an adapter, and measures what cannot be asked of it.

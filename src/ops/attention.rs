@@ -15,6 +15,7 @@ pub(crate) const MAX_HEAD_DIM: u64 = 256;
 
 /// Which keys a query may see by its place in the sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Causal {
     /// All of them.
@@ -30,6 +31,7 @@ pub enum Causal {
 
 /// Where the diagonal of a window lies when there are more keys than queries, or fewer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Corner {
     /// Query `i` stands at key `i`.
@@ -46,6 +48,7 @@ pub enum Corner {
 /// `left`. Source: Beltagy et al., Longformer (arXiv:2004.05150); first keys: Xiao et al., StreamingLLM
 /// (arXiv:2309.17453).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Window {
     /// Keys before a query's own place; all of them when absent.

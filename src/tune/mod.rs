@@ -31,6 +31,7 @@ use crate::{
 
 /// Where a plan's choices come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TuningMode {
     /// Fixed rules: the same plan for the same op and caps.

@@ -104,7 +104,11 @@ impl Peer {
             Workload::Softmax(_) => &self.softmax,
             Workload::LinearAttention(_) => &self.linear_attention,
             // No peer has it yet.
-            Workload::Rotary(_) | Workload::TopK(_) => &[],
+            Workload::Rotary(_)
+            | Workload::TopK(_)
+            | Workload::Merge(_)
+            | Workload::Scan(_)
+            | Workload::ShortConv(_) => &[],
         }
     }
 

@@ -356,6 +356,8 @@ mod tests {
                 workgroup_gbps: None,
                 dispatch_us: 1.0,
                 submit_us: 1.0,
+                upload_gbps: 1.0,
+                readback_gbps: 1.0,
             },
             gflops: 1.0,
             gbps: 1.0,

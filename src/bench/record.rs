@@ -1,0 +1,321 @@
+//! The record of a benchmark: one JSON file, of a version, with what was measured on one device or several.
+//!
+//! `docs/bench-record.schema.json` is made from these types, and their comments are its descriptions.
+
+use std::{fs, path::Path};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Adapter, Ceilings, Opened, Profile, Spread, Workload};
+use crate::{DType, Error, Result};
+
+/// What `foveate bench` measured. Times are in ms or microseconds, rates in 10^9 per second, as names say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "foveate bench record")]
+pub struct Record {
+    /// Always "foveate-bench".
+    pub format: String,
+    /// Version of this format, 1. A field that is added does not change it; one that changes its meaning does.
+    pub version: u32,
+    /// Version of foveate.
+    pub foveate: String,
+    /// Commit of the folder that the program was built in, if it is still there; ends in "-dirty" where files
+    /// differ from the commit.
+    pub commit: Option<String>,
+    /// The suite, or the name of the file of shapes.
+    pub suite: String,
+    /// Timed runs asked for, of each row; short ones may have more.
+    pub runs: u32,
+    /// The devices, in the order in which they ran.
+    pub devices: Vec<DeviceRecord>,
+}
+
+/// What was measured on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceRecord {
+    /// The adapter.
+    pub adapter: Adapter,
+    /// How the device was opened; none when it could not be.
+    pub opened: Option<Opened>,
+    /// Its own ceilings, before the rows were timed; or, where that is more, while a row was (median of its runs).
+    pub ceilings: Option<Ceilings>,
+    /// Why it could not be opened, or its ceilings not be measured; there are no rows then.
+    pub error: Option<String>,
+    /// A row for each workload.
+    pub rows: Vec<Row>,
+}
+
+/// An op on a shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Row {
+    /// What the workload is called in its suite.
+    pub workload: String,
+    /// The op, as `workload.op` of the definition has it.
+    pub op: String,
+    /// Storage of the main tensors.
+    pub dtype: DType,
+    /// The op and its shape, in words.
+    pub shape: String,
+    /// The workload, as a file of shapes has it. Rows of two records whose definitions are equal but for the name
+    /// belong together.
+    pub definition: Workload,
+    /// What came of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What came of a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It ran; whether its result is right, it says itself.
+    Measured(Box<Measured>),
+    /// The device cannot run it.
+    Skipped {
+        /// What it lacks.
+        reason: String,
+    },
+    /// It should have run, and did not.
+    Failed {
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Times, rates and errors of a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Measured {
+    /// The schedule chosen.
+    pub schedule: String,
+    /// Why.
+    pub why: String,
+    /// Which clock counts in rates and shares.
+    pub clock: Clock,
+    /// Time on the GPU, in ms, between timestamps around the pass; none where the device has none.
+    pub gpu_ms: Option<Spread>,
+    /// Wall time, in ms, from submission to the end of the wait.
+    pub wall_ms: Spread,
+    /// Floating-point operations of the op's definition, at the median time, in GFLOP/s.
+    pub gflops: f64,
+    /// Bytes, each input read once and each output written once, at the median time, in GB/s.
+    pub gbps: f64,
+    /// Floating-point operations of the op's definition.
+    pub operations: f64,
+    /// Bytes of its inputs and outputs.
+    pub bytes: f64,
+    /// Which ceiling is the lower one for this op, at the median pace of its runs.
+    pub bound: Bound,
+    /// Share of the lower roofline: in each run, the least time that the ceilings allow at their rates of just before
+    /// and just after that run, over the time taken. 1 is all that the device can do.
+    pub share: Spread,
+    /// The runs, in order.
+    pub samples: Vec<Sample>,
+    /// `max |x - reference| / RMS(reference)` against f64: the worst of all sets of tensors. None where the output is
+    /// not of numbers, or indices are wrong.
+    pub err: Option<f64>,
+    /// The most that `err` may be: 2e-5 (f16 storage: 2e-3; times the square root of `kv_len / 1024` in longer
+    /// attention), or 1e-6 (1e-3) of the largest element where that is more, as in a softmax of long rows.
+    pub err_limit: f64,
+    /// Whether the result is right, and nothing was compiled while the clock ran.
+    pub right: bool,
+    /// Compilation in a new engine, with the first dispatch, less a median run, in ms. Drivers with a cache of their
+    /// own may have seen the kernels in an earlier process, or in an earlier row.
+    pub first_compile_ms: f64,
+    /// The same in a further engine, which gets what the pipeline cache holds, in ms.
+    pub cached_compile_ms: f64,
+    /// Scratch memory of one call, in bytes.
+    pub scratch_bytes: u64,
+    /// Sets of tensors that took turns.
+    pub sets: u32,
+    /// Where host time goes.
+    pub host: Profile,
+}
+
+/// One timed run, with the pace of the device around it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Sample {
+    /// Wall time, in ms.
+    pub wall_ms: f64,
+    /// Time on the GPU, in ms.
+    pub gpu_ms: Option<f64>,
+    /// Rate of the kernel that reached the ceiling of multiply-adds (matrices where the op runs on them), in GFLOP/s:
+    /// mean of just before and just after.
+    pub pace_gflops: f64,
+    /// The same of streaming reads, in GB/s.
+    pub pace_read_gbps: f64,
+    /// The same of copies, in GB/s.
+    pub pace_copy_gbps: f64,
+    /// Share of the lower roofline at that pace.
+    pub share: f64,
+}
+
+impl Sample {
+    /// The pace of the device around the run: the geometric mean of the three rates. What other work takes from the
+    /// machine, it takes from all of them; three say it with less noise than one.
+    pub fn pace(&self) -> f64 {
+        (self.pace_gflops * self.pace_read_gbps * self.pace_copy_gbps).cbrt()
+    }
+
+    /// The time by this clock.
+    pub fn ms(&self, clock: Clock) -> f64 {
+        match clock {
+            Clock::Gpu => self.gpu_ms.unwrap_or(self.wall_ms),
+            Clock::Wall => self.wall_ms,
+        }
+    }
+}
+
+/// A clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Clock {
+    /// Timestamps of the GPU.
+    Gpu,
+    /// The host's clock.
+    Wall,
+}
+
+/// A ceiling that bounds an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// Multiply-adds in f32.
+    MultiplyAdd,
+    /// Cooperative matrices.
+    Matrix,
+    /// Streaming reads.
+    Read,
+    /// Copies.
+    Copy,
+}
+
+impl Measured {
+    /// The spread that counts.
+    pub fn ms(&self) -> Spread {
+        match (self.clock, self.gpu_ms) {
+            (Clock::Gpu, Some(gpu)) => gpu,
+            _ => self.wall_ms,
+        }
+    }
+}
+
+impl Row {
+    /// The row of a workload.
+    pub fn new(workload: &Workload, outcome: Outcome) -> Self {
+        Self {
+            workload: workload.name().into(),
+            op: workload.family().into(),
+            dtype: workload.dtype(),
+            shape: workload.describe(),
+            definition: workload.clone(),
+            outcome,
+        }
+    }
+
+    /// What was measured, if anything.
+    pub fn measured(&self) -> Option<&Measured> {
+        match &self.outcome {
+            Outcome::Measured(measured) => Some(measured),
+            Outcome::Skipped { .. } | Outcome::Failed { .. } => None,
+        }
+    }
+
+    /// Whether it neither failed nor is wrong.
+    pub fn passed(&self) -> bool {
+        match &self.outcome {
+            Outcome::Measured(measured) => measured.right,
+            Outcome::Skipped { .. } => true,
+            Outcome::Failed { .. } => false,
+        }
+    }
+}
+
+impl DeviceRecord {
+    /// Whether it was opened, ran at least one row, and none failed or is wrong.
+    pub fn passed(&self) -> bool {
+        self.error.is_none()
+            && self.rows.iter().all(Row::passed)
+            && self.rows.iter().any(|row| row.measured().is_some())
+    }
+}
+
+/// What a file says of itself, whatever else is in it.
+#[derive(Deserialize)]
+struct Kind {
+    format: Option<String>,
+    version: Option<u32>,
+}
+
+impl Record {
+    /// What `format` is.
+    pub const FORMAT: &str = "foveate-bench";
+    /// The version that this program writes and reads.
+    pub const VERSION: u32 = 1;
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`Error::File`] for a file that cannot be read, is of another format or another version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| Error::file(path, format!("{error}; check the path")))?;
+        Self::parse(&text).map_err(|error| Error::file(path, error))
+    }
+
+    /// Reads the text of a record.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with what is wrong.
+    pub fn parse(text: &str) -> Result<Self> {
+        const MAKE: &str = "make one with: foveate bench --out FILE";
+        let wrong = |found: String, remedy: &str| Err(Error::invalid("record", found, remedy));
+        let kind: Kind = match serde_json::from_str(text) {
+            Ok(kind) => kind,
+            Err(error) => return wrong(format!("is not JSON of a record ({error})"), MAKE),
+        };
+        match (kind.format.as_deref(), kind.version) {
+            (Some(Self::FORMAT), Some(Self::VERSION)) => {}
+            (Some(Self::FORMAT), version) => {
+                let found = version.map_or("no version".into(), |found| format!("version {found}"));
+                return wrong(
+                    format!(
+                        "is of {found}, and this program reads version {}",
+                        Self::VERSION
+                    ),
+                    "use the foveate that wrote it, or measure again with: foveate bench --out FILE",
+                );
+            }
+            _ => return wrong(format!("`format` is not \"{}\"", Self::FORMAT), MAKE),
+        }
+        serde_json::from_str(text).or_else(|error| {
+            wrong(
+                format!("does not follow docs/bench-record.schema.json ({error})"),
+                MAKE,
+            )
+        })
+    }
+
+    /// The record as JSON.
+    ///
+    /// # Errors
+    /// [`Error::File`] when there is no JSON of it.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).map_err(|error| Error::file("JSON", error))
+    }
+
+    /// The schema of records, as JSON.
+    ///
+    /// # Errors
+    /// [`Error::File`] when there is no JSON of it.
+    pub fn schema() -> Result<String> {
+        schema_text(&schemars::schema_for!(Self))
+    }
+}
+
+/// A schema as the text of a file.
+pub(crate) fn schema_text(schema: &schemars::Schema) -> Result<String> {
+    serde_json::to_string_pretty(schema)
+        .map(|text| text + "\n")
+        .map_err(|error| Error::file("the schema", error))
+}

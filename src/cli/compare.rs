@@ -1,0 +1,184 @@
+//! `foveate compare`: records of benchmarks side by side.
+
+mod page;
+mod plots;
+mod tables;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::ValueEnum;
+
+use super::{
+    Globals,
+    output::{check_place, note, print, print_json},
+};
+use crate::{
+    Error, Result,
+    bench::Record,
+    compare::{By, Comparison, Source, regressions},
+};
+
+/// Arguments of `foveate compare`.
+///
+/// Each device of each record is a column; the first is the reference. Two ratios are shown, and above 1 is slower:
+/// that of times, and that at equal pace. The pace is how fast the kernels of the ceilings ran just before and after
+/// each timed run, so that other work on the machine counts little. Between different devices the second ratio is the
+/// reference's share of its own ceilings over this one's.
+///
+/// With --fail-over the exit code is 1 when a row became slower than the limit allows: when the whole 95 % interval
+/// (bootstrap over the runs of both records) is past it. Rows that were right in the first record and are missing,
+/// skipped, failed or wrong in another one fail too, and so does a record that has no row in common with the first.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Args {
+    /// Records that `foveate bench --out` wrote, the reference first. Files joined by commas count as one: their runs
+    /// are taken together.
+    #[arg(required = true, value_name = "FILE")]
+    records: Vec<String>,
+    /// What to print.
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// Also write a page with plots and tables, which needs no network.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Fail when a row takes longer than the reference by more than this, as 10% or 0.1.
+    #[arg(long, value_name = "SHARE", value_parser = limit)]
+    fail_over: Option<f64>,
+    /// The ratio that --fail-over goes by.
+    #[arg(long, value_enum, default_value = "share")]
+    by: Measure,
+}
+
+/// A form of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A table for the terminal.
+    Table,
+    /// A table in Markdown.
+    Markdown,
+    /// A line per workload and device.
+    Csv,
+    /// All of it, as docs/comparison.schema.json has it.
+    Json,
+}
+
+/// A ratio, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Measure {
+    /// At equal pace; between different devices, of shares of the roofline.
+    Share,
+    /// Of times.
+    Time,
+}
+
+impl From<Measure> for By {
+    fn from(measure: Measure) -> Self {
+        match measure {
+            Measure::Share => Self::Share,
+            Measure::Time => Self::Time,
+        }
+    }
+}
+
+/// A share, as 10% or 0.1.
+fn limit(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.trim().strip_suffix('%') {
+        Some(number) => (number, 0.01),
+        None => (text, 1.0),
+    };
+    let share = number.trim().parse::<f64>().map(|number| number * unit);
+    share
+        .ok()
+        .filter(|share| share.is_finite() && *share >= 0.0)
+        .ok_or_else(|| "give a share of 0 or more, as 10% or 0.1".into())
+}
+
+pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
+    if let Some(path) = &args.html {
+        check_place(path, "--html")?;
+    }
+    let comparison = Comparison::new(&sources(&args.records)?)?;
+    if let Some(path) = &args.html {
+        let page = page::html(&comparison)?;
+        std::fs::write(path, page).map_err(|error| Error::file(path, error))?;
+        note(format_args!("wrote {}", path.display()));
+    }
+    let format = if globals.json {
+        Format::Json
+    } else {
+        args.format
+    };
+    match format {
+        Format::Table => print(tables::terminal(&comparison))?,
+        Format::Markdown => print(tables::markdown(&comparison))?,
+        Format::Csv => print(tables::csv(&comparison)?.trim_end())?,
+        Format::Json => print_json(&comparison)?,
+    }
+    let Some(limit) = args.fail_over else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let worse = regressions(&comparison, limit, args.by.into())?;
+    for regression in &worse {
+        note(format_args!("worse: {regression}"));
+    }
+    Ok(if worse.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Reads the records. What they are called is the stem of the file, or the path where stems are equal.
+fn sources(arguments: &[String]) -> Result<Vec<Source>> {
+    let paths: Vec<Vec<&Path>> = arguments
+        .iter()
+        .map(|argument| argument.split(',').map(Path::new).collect())
+        .collect();
+    let stem = |path: &Path| {
+        path.file_stem()
+            .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    };
+    let firsts: Vec<&Path> = paths
+        .iter()
+        .filter_map(|list| list.first().copied())
+        .collect();
+    let name = |path: &Path| {
+        let alike = firsts.iter().filter(|other| stem(other) == stem(path));
+        if alike.count() > 1 {
+            path.display().to_string()
+        } else {
+            stem(path)
+        }
+    };
+    firsts
+        .iter()
+        .zip(&paths)
+        .map(|(first, list)| {
+            Ok(Source {
+                name: name(first),
+                records: list
+                    .iter()
+                    .map(|path| Record::read(path))
+                    .collect::<Result<_>>()?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::limit;
+
+    #[test]
+    fn limits_are_shares() {
+        assert_eq!(limit("10%"), Ok(0.1));
+        assert_eq!(limit("0.25"), Ok(0.25));
+        assert_eq!(limit(" 5 % "), Ok(0.05));
+        for wrong in ["", "%", "-1%", "inf", "ten"] {
+            assert!(limit(wrong).is_err(), "{wrong}");
+        }
+    }
+}

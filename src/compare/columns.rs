@@ -1,0 +1,104 @@
+//! Columns: the devices of the records, each with the one that it is compared with.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::bench::{Adapter, Ceilings, DeviceRecord, Record};
+
+/// A record with the name that it goes by, or several of the same devices, whose runs count together.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// What the columns are called: the stem of the file.
+    pub name: String,
+    /// The records.
+    pub records: Vec<Record>,
+}
+
+/// A device of a record.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Column {
+    /// What it is called: the name of the record, and the device where the record has several.
+    pub label: String,
+    /// Place of the record among those given.
+    pub source: usize,
+    /// Place of the column that this one is compared with: the same adapter and backend in the first record, else
+    /// the first device there. None for that one.
+    pub reference: Option<usize>,
+    /// The adapter.
+    pub adapter: Adapter,
+    /// Version of foveate.
+    pub foveate: String,
+    /// Commit of foveate.
+    pub commit: Option<String>,
+    /// The device's own ceilings.
+    pub ceilings: Option<Ceilings>,
+    /// Why there are no rows.
+    pub error: Option<String>,
+}
+
+/// A column with the records of its device: more than one where runs count together.
+#[derive(Debug)]
+pub(super) struct Device<'a> {
+    pub column: Column,
+    pub records: Vec<&'a DeviceRecord>,
+}
+
+/// The devices of all records.
+pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
+    let mut devices: Vec<Device<'_>> = Vec::new();
+    for (source, Source { name, records }) in sources.iter().enumerate() {
+        let several = records.iter().any(|record| record.devices.len() > 1);
+        for record in records {
+            // Two equal devices in one machine are two columns: the first of one record goes with the first of the
+            // next.
+            let mut taken = Vec::new();
+            for device in &record.devices {
+                let twin = (0..).zip(&devices).position(|(place, other): (usize, _)| {
+                    other.column.source == source
+                        && !taken.contains(&place)
+                        && same(&other.column.adapter, &device.adapter)
+                });
+                taken.push(twin.unwrap_or(devices.len()));
+                if let Some(twin) = twin.and_then(|place| devices.get_mut(place)) {
+                    twin.records.push(device);
+                    twin.column.error = twin.column.error.take().or(device.error.clone());
+                    continue;
+                }
+                let adapter = &device.adapter;
+                let label = if several {
+                    format!("{name}: {} ({})", adapter.name, adapter.backend)
+                } else {
+                    name.clone()
+                };
+                // The one of as many equal ones before it.
+                let before = devices.iter().filter(|other| {
+                    other.column.source == source && same(&other.column.adapter, adapter)
+                });
+                let twin = (0..).zip(&devices).filter(|(_, first): &(usize, _)| {
+                    source > 0 && first.column.source == 0 && same(&first.column.adapter, adapter)
+                });
+                let twin = twin.map(|(place, _)| place).nth(before.count());
+                let reference = twin.or((!devices.is_empty()).then_some(0));
+                devices.push(Device {
+                    column: Column {
+                        label,
+                        source,
+                        reference,
+                        adapter: adapter.clone(),
+                        foveate: record.foveate.clone(),
+                        commit: record.commit.clone(),
+                        ceilings: device.ceilings,
+                        error: device.error.clone(),
+                    },
+                    records: vec![device],
+                });
+            }
+        }
+    }
+    devices
+}
+
+/// Whether two records are of the same kind of device.
+pub(super) fn same(a: &Adapter, b: &Adapter) -> bool {
+    a.name == b.name && a.backend == b.backend
+}
