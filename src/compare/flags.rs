@@ -18,7 +18,7 @@ pub enum Flag {
     Wrong,
     /// It did not run.
     Failed,
-    /// The device cannot run it, and another one can.
+    /// The device cannot run it.
     Skipped,
     /// The record has no such row.
     Missing,
