@@ -6,7 +6,10 @@ use std::{
     collections::BTreeSet,
     io::Write as _,
     process::{Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use foveate::{
@@ -1113,7 +1116,13 @@ fn route_ops(into: &mut BTreeSet<Kernel>) {
     }
 }
 
-fn kernels() -> Vec<Kernel> {
+/// Every variant, made once for all tests.
+fn kernels() -> &'static [Kernel] {
+    static KERNELS: OnceLock<Vec<Kernel>> = OnceLock::new();
+    KERNELS.get_or_init(all_kernels)
+}
+
+fn all_kernels() -> Vec<Kernel> {
     let mut set = BTreeSet::new();
     top_k_ops(&mut set);
     route_ops(&mut set);
@@ -1736,6 +1745,165 @@ fn every_variant_is_valid_on_every_backend_and_agrees_with_rust() {
         assert!(count > 0, "no variant of {stem} was checked");
     }
     assert!(kernels.len() >= 300, "only {} kernels", kernels.len());
+}
+
+/// What a kernel needs of a device: matrices, subgroups, f16.
+fn needs(kernel: Kernel) -> [bool; 3] {
+    let wgsl = kernel.shader().expect("builds").wgsl;
+    let without_subgroups = || {
+        let module = naga::front::wgsl::parse_str(&wgsl).expect("parses");
+        let others = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+        Validator::new(ValidationFlags::all(), others)
+            .validate(&module)
+            .is_ok()
+    };
+    let subgroups = wgsl.contains("subgroup") && !without_subgroups();
+    [
+        has_matrices(kernel),
+        subgroups,
+        wgsl.contains("enable f16;"),
+    ]
+}
+
+/// docs/backends.md ends with a table of the variants: this is what it should be.
+fn table_of_variants() -> String {
+    let mut lines = vec![
+        "| kernel | variants | need nothing | f16 | subgroups | matrices |".to_owned(),
+        "|---|---|---|---|---|---|".to_owned(),
+    ];
+    let kernels: Vec<(&str, [bool; 3])> = kernels()
+        .iter()
+        .filter(|kernel| !matches!(kernel, Kernel::AttentionMatrix(variant) if variant.emulated))
+        .map(|&kernel| (kernel.stem(), needs(kernel)))
+        .collect();
+    let row = |name: &str, of: &dyn Fn(&str) -> bool| {
+        let of: Vec<[bool; 3]> = (kernels.iter())
+            .filter(|(stem, _)| of(stem))
+            .map(|(_, needs)| *needs)
+            .collect();
+        let count = |wanted: &dyn Fn(&[bool; 3]) -> bool| of.iter().filter(|n| wanted(n)).count();
+        format!(
+            "| {name} | {} | {} | {} | {} | {} |",
+            of.len(),
+            count(&|needs| *needs == [false; 3]),
+            count(&|needs| needs[2]),
+            count(&|needs| needs[1]),
+            count(&|needs| needs[0]),
+        )
+    };
+    for stem in STEMS {
+        lines.push(row(&format!("`{stem}`"), &|other| other == *stem));
+    }
+    lines.push(row("all", &|_| true));
+    lines.join("\n")
+}
+
+#[test]
+fn the_table_of_variants_is_true() {
+    const MARK: &str = "<!-- The rest is written by tests/shaders.rs. -->\n\n";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/backends.md");
+    let text = std::fs::read_to_string(path).expect("docs/backends.md");
+    let (prose, _) = text.split_once(MARK).expect("the mark before the table");
+    let wanted = format!("{prose}{MARK}{}\n", table_of_variants());
+    if std::env::var_os("FOVEATE_WRITE_DOCS").is_some() {
+        std::fs::write(path, &wanted).expect("docs/backends.md can be written");
+    } else {
+        assert!(
+            text == wanted,
+            "docs/backends.md is out of date: FOVEATE_WRITE_DOCS=1 cargo test --test shaders table_of_variants"
+        );
+    }
+}
+
+/// Browsers compile WGSL with other compilers than naga. Tint is Chromium's; it runs without a driver.
+#[test]
+fn every_variant_compiles_in_tint() {
+    // More in one process, and Dawn runs out of something.
+    const BATCH: usize = 400;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/web/tint.mjs");
+    let kernels: Vec<Kernel> = (kernels().iter().copied())
+        // WebGPU has no matrices; emulated ones are for tests.
+        .filter(|kernel| {
+            !matches!(
+                kernel,
+                Kernel::AttentionMatrix(_) | Kernel::CeilingMatrix(_)
+            )
+        })
+        .collect();
+    let batches: Vec<&[Kernel]> = kernels.chunks(BATCH).collect();
+    let next = AtomicUsize::new(0);
+    let compiled = AtomicUsize::new(0);
+    let work = || -> Result<(), String> {
+        while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let texts: Vec<serde_json::Value> = batch
+                .iter()
+                .map(|kernel| {
+                    let wgsl = kernel.shader()?.wgsl;
+                    // As portable plans have it: naga refuses the directive that browsers ask for.
+                    let enable = if needs(*kernel)[1] {
+                        "enable subgroups;\n"
+                    } else {
+                        ""
+                    };
+                    let name = format!("{kernel:?}");
+                    Ok(serde_json::json!({"name": name, "wgsl": format!("{enable}{wgsl}")}))
+                })
+                .collect::<Result<_, String>>()?;
+            let Some(refused) = tint(script, &serde_json::Value::from(texts).to_string())? else {
+                return Ok(());
+            };
+            if refused != "[]" {
+                return Err(refused);
+            }
+            compiled.fetch_add(batch.len(), Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let result: Result<(), String> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("a worker panicked"))
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+    let compiled = compiled.into_inner();
+    assert!(compiled == 0 || compiled == kernels.len());
+    println!("Tint: {compiled} of {} kernels compiled", kernels.len());
+}
+
+/// What Tint refuses, as JSON; none where Node or Dawn is missing.
+fn tint(script: &str, texts: &str) -> Result<Option<String>, String> {
+    let child = Command::new("node")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "skipped Tint: node: {error} (1 skipped)");
+            return Ok(None);
+        }
+    };
+    // The pipe is dropped here, which ends the program's input.
+    let written = (child.stdin.take()).map(|mut pipe| pipe.write_all(texts.as_bytes()));
+    let output = child
+        .wait_with_output()
+        .map_err(|error| error.to_string())?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) {
+        let _ = writeln!(std::io::stderr(), "skipped Tint: {errors} (1 skipped)");
+        return Ok(None);
+    }
+    if !output.status.success() {
+        return Err(format!("web/tint.mjs: {}: {errors}", output.status));
+    }
+    written
+        .unwrap_or(Ok(()))
+        .map_err(|error| error.to_string())?;
+    Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
 /// The checks above would be blind if they let any of these through.

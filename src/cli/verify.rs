@@ -22,6 +22,9 @@ pub(super) struct Args {
     /// Run only cases whose `family/case` contains this text.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Leave out cases whose `family/case` contains this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    skip: Vec<String>,
     /// Run the cases on another WebGPU implementation: a program that executes portable plans, with its arguments,
     /// as "node web/dawn.mjs" (docs/portable-plans.md).
     #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["minimum", "adapter", "cache"])]
@@ -106,6 +109,14 @@ fn cases(args: &Args) -> Result<Vec<Case>> {
                 "give a part of a name",
             ));
         }
+    }
+    if !args.skip.is_empty() {
+        let count = cases.len();
+        cases.retain(|case| !args.skip.iter().any(|text| case.path().contains(text)));
+        note(format_args!(
+            "{} of {count} cases left out",
+            count - cases.len()
+        ));
     }
     Ok(cases)
 }

@@ -237,6 +237,9 @@ fn elsewhere() -> Error {
     Error::Device("a tensor or a plan is of another device".into())
 }
 
+/// The exit code of a host that cannot run here: something that it needs is not installed.
+const HOST_MISSING: i32 = 77;
+
 /// Another WebGPU host: a program that executes portable plans (`docs/portable-plans.md`).
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -265,7 +268,8 @@ impl Host {
     /// Starts a program, with its arguments after it, separated by spaces.
     ///
     /// # Errors
-    /// [`Error::Device`] when it does not start, or does not answer as a host does.
+    /// [`Error::NoAdapter`] when it says that it cannot run here, by exit code 77; [`Error::Device`] when it does not
+    /// start, or does not answer as a host does.
     pub fn start(command: &str) -> Result<Self> {
         let mut words = command.split_whitespace();
         let program = words.next().ok_or_else(|| {
@@ -316,6 +320,7 @@ impl Host {
         let ended = |error: &dyn std::fmt::Display| {
             Error::Device(format!("the host {name} ended: {error}"))
         };
+        let pipe = &mut *pipe;
         let line = format!("{request}\n");
         let requests = pipe.requests.as_mut().ok_or_else(|| ended(&"no input"))?;
         requests
@@ -325,7 +330,14 @@ impl Host {
         let mut line = String::new();
         let read = pipe.answers.read_line(&mut line);
         if read.map_err(|error| ended(&error))? == 0 {
-            return Err(ended(&"what it said is above"));
+            let status = pipe.child.wait().map_err(|error| ended(&error))?;
+            if status.code() == Some(HOST_MISSING) {
+                return Err(Error::NoAdapter {
+                    found: format!("the host {name} lacks what it needs"),
+                    remedy: "do what it says above".into(),
+                });
+            }
+            return Err(ended(&format!("{status}; what it said is above")));
         }
         let answer: Value = serde_json::from_str(&line)
             .map_err(|error| Error::Device(format!("{name}: not an answer: {error}")))?;
