@@ -31,6 +31,7 @@ SWIFTSHADER := $(wildcard /usr/lib/chromium/vk_swiftshader_icd.json)
 # computes nothing and hides nothing.
 test:
 	@scripts/vulkan.sh --tests
+	@scripts/web.sh
 	$(CARGO) test $(LOCKED) --workspace --features noop --no-fail-fast
 ifneq ($(SWIFTSHADER),)
 	WGPU_BACKEND=vulkan VK_ICD_FILENAMES=$(SWIFTSHADER) VK_DRIVER_FILES=$(SWIFTSHADER) \

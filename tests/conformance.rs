@@ -13,8 +13,8 @@ use std::{
 
 use common::say;
 use foveate::{
-    Gpu, Schedule, Tuning,
-    conformance::{Case, Listed, Status, Summary, carried, load, run, run_all},
+    Error, Gpu, Schedule, Tuning,
+    conformance::{Case, Device, Host, Listed, Status, Summary, carried, load, run, run_all},
 };
 use safetensors::tensor::TensorView;
 
@@ -25,6 +25,10 @@ const SLOW_TO_COMPILE: [&str; 3] = [
     "torch_sdpa/n19_d256",
     "torch_sdpa/n35_d96",
 ];
+
+/// Families, and cases, that SwiftShader's compiler takes long for: what it is fast with still has a case of most
+/// families. `docs/adapters.md` has what came of the whole set.
+const SLOW_ON_SWIFTSHADER: [&str; 0] = [];
 
 /// The software adapters that a development machine should have: what people call it, a part of
 /// its name, and its backend. SwiftShader has a test of its own.
@@ -100,6 +104,78 @@ fn carried_cases_pass_on_every_adapter() {
     }
     assert!(ran > 0, "no adapter: nothing was tested");
     say(format_args!("{ran} adapters tested, {skipped} skipped"));
+}
+
+/// The first case of each family that is none of these.
+fn one_per_family(slow: &[&str]) -> Vec<Case> {
+    let mut chosen: Vec<Case> = Vec::new();
+    for case in carried().expect("the carried cases can be read") {
+        let known = chosen.iter().any(|other| other.family == case.family);
+        if !known && !slow.iter().any(|slow| case.path().starts_with(slow)) {
+            chosen.push(case);
+        }
+    }
+    chosen
+}
+
+/// A device with no features and the least limits of WebGPU: what runs there runs everywhere.
+#[test]
+fn a_case_of_each_family_passes_on_the_least_device() {
+    let cases = one_per_family(&SLOW_TO_COMPILE);
+    let adapters = foveate::adapters();
+    let adapter = foveate::choose(&adapters, None).expect("an adapter");
+    let none = wgpu::Features::empty();
+    let gpu = Gpu::with(&adapter, none, wgpu::Limits::default(), None).expect("a device");
+    let caps = gpu.engine().caps();
+    assert_eq!((caps.subgroup, caps.f16), (None, false));
+    assert_eq!(caps.max_storage_buffers, 8);
+    assert_eq!(caps.workgroup_bytes, 16 << 10);
+    assert_eq!(caps.max_binding_bytes, 128 << 20);
+    let summary = run_all(&gpu, &cases, &Tuning::default(), &Listed::carried(), |_| {});
+    check(&summary, "the least device");
+}
+
+/// The same plans through another WebGPU implementation, whose compiler of WGSL is not naga.
+fn check_host(command: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(command);
+    let host = match Host::start(&format!("node {}", script.display())) {
+        Ok(host) => host,
+        Err(error @ Error::NoAdapter { .. }) => {
+            say(format_args!("skipped {command}: {error} (1 skipped)"));
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let cases = one_per_family(&SLOW_ON_SWIFTSHADER);
+    assert!(cases.len() > 40, "only {} cases", cases.len());
+    let device = Device::Host(host);
+    let listed = Listed::carried();
+    let summary = run_all(&device, &cases, &Tuning::QUICK_START, &listed, |_| {});
+    check(&summary, &device.name());
+}
+
+#[test]
+fn a_case_of_each_family_passes_on_dawn() {
+    check_host("web/dawn.mjs");
+}
+
+#[test]
+fn a_case_of_each_family_passes_in_chromium() {
+    check_host("web/chromium.mjs");
+}
+
+#[test]
+fn hosts_that_are_none_are_errors() {
+    let error = Host::start("no-such-program-at-all").expect_err("is no program");
+    assert!(matches!(error, Error::NoAdapter { .. }), "{error}");
+    let error = Host::start(" ").expect_err("is empty");
+    assert!(matches!(error, Error::Invalid { .. }), "{error}");
+    for (command, said) in [("true", "ended"), ("echo text", "not an answer")] {
+        match Host::start(command) {
+            Err(Error::Device(message)) => assert!(message.contains(said), "{message}"),
+            other => panic!("{command}: {other:?}"),
+        }
+    }
 }
 
 /// The attention schedule that this device would not choose itself.

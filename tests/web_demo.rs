@@ -1,4 +1,6 @@
-//! The plans of the demo page are what foveate makes of their ops now.
+//! The demo page: its plans are what foveate makes of their ops now, and it works in a browser.
+
+mod common;
 
 use std::{fs, path::Path};
 
@@ -23,4 +25,24 @@ fn committed_plans_are_what_is_exported_now() {
             "examples/web/plans/{name}.json is of another foveate: its README says how to make it again"
         );
     }
+}
+
+#[test]
+fn the_page_works_in_a_browser() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/web/test.mjs");
+    let output = match std::process::Command::new("node").arg(script).output() {
+        Ok(output) => output,
+        Err(error) => {
+            common::say(format_args!("skipped the page: node: {error} (1 skipped)"));
+            return;
+        }
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) {
+        common::say(format_args!("skipped the page: {text}{errors} (1 skipped)"));
+        return;
+    }
+    assert!(output.status.success(), "{text}{errors}");
+    assert!(!text.contains("FAILED") && text.contains("ok "), "{text}");
 }

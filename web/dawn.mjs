@@ -4,15 +4,10 @@
 // SwiftShader is asked for, it is told of Chromium's SwiftShader.
 
 import { spawn } from "node:child_process";
-import { existsSync } from "node:fs";
 
+import { SWIFTSHADER, SWIFTSHADER_ALONE } from "./drivers.mjs";
 import { Host } from "./host.js";
 import { missing, serve } from "./lines.mjs";
-
-const SWIFTSHADER = [
-  "/usr/lib/chromium/vk_swiftshader_icd.json",
-  "/usr/lib/chromium-browser/vk_swiftshader_icd.json",
-].find(existsSync);
 
 let dawn;
 try {
@@ -42,9 +37,8 @@ if (told || !SWIFTSHADER || (wanted && !swiftshader)) {
   missing("Dawn finds no such adapter: install a GPU driver, or Debian's chromium-common for SwiftShader");
 }
 // A process finds its drivers once, so another one is told.
-const drivers = { VK_ICD_FILENAMES: SWIFTSHADER, VK_DRIVER_FILES: SWIFTSHADER };
 const again = spawn(process.execPath, process.argv.slice(1), {
   stdio: "inherit",
-  env: { ...process.env, ...drivers },
+  env: { ...process.env, ...SWIFTSHADER_ALONE },
 });
 again.on("exit", (code) => process.exit(code ?? 1));

@@ -5,11 +5,11 @@ import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { after, test } from "node:test";
 
+import { SWIFTSHADER_ALONE } from "./drivers.mjs";
 import { Plan, capsOf, createBuffer, open, readBuffer, run, submit } from "./foveate.js";
 import { MISSING } from "./lines.mjs";
 
 // Drivers are found once per process: web/dawn.mjs knows how, and tells by its exit code whether there are any.
-const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const probe = spawnSync(process.execPath, [new URL("dawn.mjs", import.meta.url).pathname], {
   input: '{"do": "open"}\n',
   encoding: "utf8",
@@ -19,8 +19,7 @@ if (probe.status !== 0) {
   process.exit(probe.status ?? 1);
 }
 if (/swiftshader/i.test(JSON.parse(probe.stdout).name)) {
-  process.env.VK_ICD_FILENAMES = SWIFTSHADER;
-  process.env.VK_DRIVER_FILES = SWIFTSHADER;
+  Object.assign(process.env, SWIFTSHADER_ALONE);
 }
 const dawn = await import("webgpu").catch(() => process.exit(MISSING));
 // Devices die with the object that made them, so it is kept.

@@ -268,7 +268,7 @@ impl Host {
     /// Starts a program, with its arguments after it, separated by spaces.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when it says that it cannot run here, by exit code 77; [`Error::Device`] when it does not
+    /// [`Error::NoAdapter`] when there is no such program, or it says by exit code 77 that it cannot run here; [`Error::Device`] when it does not
     /// start, or does not answer as a host does.
     pub fn start(command: &str) -> Result<Self> {
         let mut words = command.split_whitespace();
@@ -282,12 +282,21 @@ impl Host {
         let fail = |error: &dyn std::fmt::Display| {
             Error::Device(format!("the host `{command}` does not start: {error}"))
         };
-        let mut child = Command::new(program)
+        let child = Command::new(program)
             .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|error| fail(&error))?;
+            .spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NoAdapter {
+                    found: format!("there is no program `{program}`"),
+                    remedy: "install it, or name another host".into(),
+                });
+            }
+            Err(error) => return Err(fail(&error)),
+        };
         let requests = child.stdin.take();
         let answers = child
             .stdout
