@@ -223,7 +223,12 @@ fn the_runner_in_javascript_executes_plans() {
     let text = serde_json::to_string(&portable(&op, &Caps::minimum())).expect("is JSON");
     fs::write(&plan, text).expect("a file");
     let test = Path::new(env!("CARGO_MANIFEST_DIR")).join("web/test.mjs");
-    let output = match Command::new("node").arg(test).env("PLAN", plan).output() {
+    let node = Command::new("node")
+        .arg("--test-reporter=tap")
+        .arg(test)
+        .env("PLAN", plan)
+        .output();
+    let output = match node {
         Ok(output) => output,
         Err(error) => {
             say(format_args!("skipped: node: {error} (1 skipped)"));
@@ -238,7 +243,7 @@ fn the_runner_in_javascript_executes_plans() {
     }
     assert!(output.status.success(), "{text}{errors}");
     assert!(
-        text.contains("# fail 0") && text.contains("# pass 5"),
+        text.contains("# fail 0") && text.contains("# pass 7"),
         "{text}"
     );
 }

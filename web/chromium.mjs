@@ -72,6 +72,9 @@ try {
   await close();
   missing(`Chromium has no WebGPU here: ${error.message}`);
 }
-await serve((request) => page.evaluate((asked) => window.host.answer(asked), request));
-await close();
+try {
+  await serve((request) => page.evaluate((asked) => window.host.answer(asked), request));
+} finally {
+  await close();
+}
 process.exit(0);

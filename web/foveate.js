@@ -15,7 +15,7 @@ const UNIFORM = 0x40;
 const STORAGE = 0x80;
 const COMPUTE = 0x4;
 
-/** The features that plans can use, where an adapter has them. */
+/** The features that open() asks for where an adapter has them; with the last one an app can time passes. */
 export const WANTED_FEATURES = ["shader-f16", "subgroups", "timestamp-query"];
 
 /** The limits that plans can use. */
@@ -75,9 +75,8 @@ export function capsOf(device) {
   const info = device.adapterInfo ?? {};
   const lanes = features.has("subgroups") && info.subgroupMinSize > 0;
   return {
-    max_binding_bytes: Math.min(limits.maxStorageBufferBindingSize, MOST_BINDING_BYTES) & ~255
-      || MOST_BINDING_BYTES,
-    max_buffer_bytes: limits.maxBufferSize,
+    max_binding_bytes: Math.floor(Math.min(limits.maxStorageBufferBindingSize, MOST_BINDING_BYTES) / 256) * 256,
+    max_buffer_bytes: Math.min(limits.maxBufferSize, Number.MAX_SAFE_INTEGER),
     max_storage_buffers: limits.maxStorageBuffersPerShaderStage,
     storage_alignment: limits.minStorageBufferOffsetAlignment,
     uniform_alignment: limits.minUniformBufferOffsetAlignment,
@@ -112,6 +111,12 @@ function checkDevice(device, requires) {
       );
     }
   }
+  if (isSoftware(device.adapterInfo ?? {}) && requires.loop_budget > LOOP_BUDGET) {
+    throw new Error(
+      `the plan was made for a device whose loops take ${requires.loop_budget} iterations, and this one computes on a `
+        + `CPU, where they may end after ${LOOP_BUDGET}: export it without --here, or for what capsOf() tells`,
+    );
+  }
   const lanes = requires.subgroup_size;
   if (lanes !== null) {
     const { subgroupMinSize: least, subgroupMaxSize: most } = device.adapterInfo ?? {};
@@ -127,26 +132,22 @@ function checkDevice(device, requires) {
 /** Pipelines of each device, by the text of their shaders. */
 const pipelines = new WeakMap();
 
-/** Runs `work` and throws what the device has to say against it. */
+/**
+ * Runs `work`, which makes its WebGPU calls before it first waits, and throws what the device has to say against them.
+ * The scopes are closed before anything is waited for, so that nobody else's errors fall into them.
+ */
 async function checked(device, work) {
   device.pushErrorScope("out-of-memory");
   device.pushErrorScope("validation");
-  let value;
-  let thrown;
-  try {
-    value = await work();
-  } catch (error) {
-    thrown = error;
-  }
-  const errors = [await device.popErrorScope(), await device.popErrorScope()];
+  const result = new Promise((resolve) => resolve(work()));
+  // An error of the device says more than what follows from it.
+  result.catch(() => {});
+  const errors = await Promise.all([device.popErrorScope(), device.popErrorScope()]);
   const first = errors.find((error) => error);
   if (first) {
     throw new Error(first.message);
   }
-  if (thrown) {
-    throw thrown;
-  }
-  return value;
+  return result;
 }
 
 async function compile(device, shader) {
@@ -155,16 +156,17 @@ async function compile(device, shader) {
     visibility: COMPUTE,
     buffer: { type },
   }));
-  return checked(device, async () => {
-    const group = device.createBindGroupLayout({ label: shader.name, entries });
+  let group;
+  const pipeline = await checked(device, () => {
+    group = device.createBindGroupLayout({ label: shader.name, entries });
     const module = device.createShaderModule({ label: shader.name, code: shader.wgsl });
-    const pipeline = await device.createComputePipelineAsync({
+    return device.createComputePipelineAsync({
       label: shader.name,
       layout: device.createPipelineLayout({ bindGroupLayouts: [group] }),
       compute: { module, entryPoint: "main" },
     });
-    return { group, pipeline };
   });
+  return { group, pipeline };
 }
 
 function pipelineOf(device, shader) {
@@ -216,12 +218,21 @@ export class Plan {
    * Binds buffers to the plan's tensors; allocates scratch and parameters.
    *
    * @param {Object<string, GPUBuffer>} buffers One for each tensor of the plan, with usage STORAGE.
-   * @returns {Call}
+   * @returns {Promise<Call>}
    */
-  bind(buffers) {
-    const { device, json } = this;
+  async bind(buffers) {
     this.#checkBuffers(buffers);
     const owned = [];
+    try {
+      return await checked(this.device, () => this.#bind(buffers, owned));
+    } catch (error) {
+      owned.forEach((buffer) => buffer.destroy());
+      throw error;
+    }
+  }
+
+  #bind(buffers, owned) {
+    const { device, json } = this;
     const all = { ...buffers };
     if (json.scratch_bytes > 0) {
       all.scratch = device.createBuffer({ label: "foveate scratch", size: json.scratch_bytes, usage: STORAGE });
@@ -345,6 +356,9 @@ function arrayOf(dtype) {
  * @returns {GPUBuffer}
  */
 export function createBuffer(device, bytes, data) {
+  if (data && !ArrayBuffer.isView(data)) {
+    throw new Error("data of a buffer is a typed array, as Float32Array");
+  }
   if (data && data.byteLength > bytes) {
     throw new Error(`${data.byteLength} bytes of data for a buffer of ${bytes}`);
   }
@@ -388,14 +402,27 @@ export async function readBuffer(device, buffer, bytes = buffer.size) {
  * @param {...Call} calls
  */
 export async function submit(device, ...calls) {
-  await checked(device, async () => {
+  await checked(device, () => {
     const encoder = device.createCommandEncoder();
     const pass = encoder.beginComputePass();
     calls.forEach((call) => call.record(pass));
     pass.end();
     device.queue.submit([encoder.finish()]);
-    await device.queue.onSubmittedWorkDone();
   });
+  await device.queue.onSubmittedWorkDone();
+}
+
+/** Throws where an array is not what a tensor holds. */
+function checkArray({ name, dtype, shape, strides, offset }, data) {
+  const wanted = arrayOf(dtype);
+  const kinds = dtype === "f16" ? [wanted, Uint16Array] : [wanted];
+  if (!kinds.some((kind) => data instanceof kind)) {
+    throw new Error(`${name}: is ${data?.constructor?.name ?? typeof data}, and the plan takes a ${wanted.name}`);
+  }
+  const last = shape.reduce((sum, length, axis) => sum + (length - 1) * strides[axis], offset);
+  if (data.length !== last + 1) {
+    throw new Error(`${name}: has ${data.length} elements, and the plan takes ${last + 1}`);
+  }
 }
 
 /**
@@ -408,14 +435,23 @@ export async function submit(device, ...calls) {
  */
 export async function run(device, plan, inputs) {
   const buffers = {};
+  const taken = plan.json.tensors.filter(({ access }) => access !== "write");
+  for (const name of Object.keys(inputs)) {
+    if (!taken.some((tensor) => tensor.name === name)) {
+      throw new Error(`${name}: is no input of the plan; it takes ${taken.map((tensor) => tensor.name).join(", ")}`);
+    }
+  }
+  for (const tensor of taken) {
+    if (inputs[tensor.name] === undefined) {
+      throw new Error(`${tensor.name}: is missing among the inputs`);
+    }
+    checkArray(tensor, inputs[tensor.name]);
+  }
   try {
-    for (const { name, access, bytes } of plan.json.tensors) {
-      if (access !== "write" && !inputs[name]) {
-        throw new Error(`${name}: is missing among the inputs`);
-      }
+    for (const { name, bytes } of plan.json.tensors) {
       buffers[name] = createBuffer(device, bytes, inputs[name]);
     }
-    const call = plan.bind(buffers);
+    const call = await plan.bind(buffers);
     try {
       await submit(device, call);
     } finally {

@@ -66,9 +66,12 @@ export class Host {
         for (const [name, number] of Object.entries(request.tensors)) {
           buffers[name] = this.#buffer(number);
         }
-        const call = plan.bind(buffers);
-        await submit(device, call);
-        call.destroy();
+        const call = await plan.bind(buffers);
+        try {
+          await submit(device, call);
+        } finally {
+          call.destroy();
+        }
         return {};
       }
       case "read": {

@@ -15,7 +15,12 @@ export function missing(text) {
 export async function serve(answer) {
   const lines = readline.createInterface({ input: process.stdin, crlfDelay: Infinity });
   for await (const line of lines) {
-    const reply = await answer(JSON.parse(line));
+    let reply;
+    try {
+      reply = await answer(JSON.parse(line));
+    } catch (error) {
+      reply = { error: String(error?.message ?? error) };
+    }
     await new Promise((done) => process.stdout.write(`${JSON.stringify(reply)}\n`, done));
   }
 }

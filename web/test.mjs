@@ -4,13 +4,14 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { after, test } from "node:test";
+import { fileURLToPath } from "node:url";
 
 import { SWIFTSHADER_ALONE } from "./drivers.mjs";
 import { Plan, capsOf, createBuffer, open, readBuffer, run, submit } from "./foveate.js";
 import { MISSING } from "./lines.mjs";
 
 // Drivers are found once per process: web/dawn.mjs knows how, and tells by its exit code whether there are any.
-const probe = spawnSync(process.execPath, [new URL("dawn.mjs", import.meta.url).pathname], {
+const probe = spawnSync(process.execPath, [fileURLToPath(new URL("dawn.mjs", import.meta.url))], {
   input: '{"do": "open"}\n',
   encoding: "utf8",
 });
@@ -54,7 +55,7 @@ test("a plan computes from arrays to arrays", async () => {
 test("a call is recorded any number of times", async () => {
   const plan = await Plan.prepare(device, json);
   const buffers = { x: createBuffer(device, 128, x), y: createBuffer(device, 128) };
-  const call = plan.bind(buffers);
+  const call = await plan.bind(buffers);
   await submit(device, call, call);
   assertClose(new Float32Array(await readBuffer(device, buffers.y)));
   call.destroy();
@@ -65,6 +66,11 @@ test("caps have what plans ask for", () => {
   assert.ok(caps.max_binding_bytes >= 128 << 20 && caps.max_binding_bytes % 256 === 0);
   assert.ok(caps.max_storage_buffers >= 8);
   assert.equal(caps.f16, device.features.has("shader-f16"));
+  const large = { ...device.limits, maxStorageBufferBindingSize: 2 ** 32 - 4 };
+  for (const name of ["minStorageBufferOffsetAlignment", "minUniformBufferOffsetAlignment"]) {
+    large[name] = 256;
+  }
+  assert.equal(capsOf({ limits: large, features: new Set() }).max_binding_bytes, 2 ** 31);
   assert.equal(caps.subgroup !== null, device.features.has("subgroups"));
 });
 
@@ -84,11 +90,33 @@ test("what cannot run says what is missing", async () => {
 test("tensors that do not fit are named", async () => {
   const plan = await Plan.prepare(device, json);
   const [x, y, small] = [128, 128, 64].map((bytes) => createBuffer(device, bytes));
-  assert.throws(() => plan.bind({ x }), /y: is missing/);
-  assert.throws(() => plan.bind({ x, y, z: x }), /z: the plan has no such tensor/);
-  assert.throws(() => plan.bind({ x, y: small }), /y: its buffer has 64 bytes/);
-  assert.throws(() => plan.bind({ x, y: x }), /y: is in the buffer of x/);
+  await assert.rejects(plan.bind({ x }), /y: is missing/);
+  await assert.rejects(plan.bind({ x, y, z: x }), /z: the plan has no such tensor/);
+  await assert.rejects(plan.bind({ x, y: small }), /y: its buffer has 64 bytes/);
+  await assert.rejects(plan.bind({ x, y: x }), /y: is in the buffer of x/);
   const uniform = device.createBuffer({ size: 128, usage: 0x40 });
-  assert.throws(() => plan.bind({ x: uniform, y }), /x: its buffer has no usage STORAGE/);
-  await assert.rejects(run(device, plan, {}), /x: is missing/);
+  await assert.rejects(plan.bind({ x: uniform, y }), /x: its buffer has no usage STORAGE/);
+});
+
+test("arrays that do not fit are named", async () => {
+  const plan = await Plan.prepare(device, json);
+  for (const [inputs, said] of [
+    [{}, /x: is missing/],
+    [{ x, z: x }, /z: is no input/],
+    [{ x, y: x }, /y: is no input/],
+    [{ x: Array.from(x) }, /x: is Array/],
+    [{ x: x.buffer }, /x: is ArrayBuffer/],
+    [{ x: new Uint8Array(128) }, /x: is Uint8Array/],
+    [{ x: x.subarray(1) }, /x: has 31 elements/],
+  ]) {
+    await assert.rejects(run(device, plan, inputs), said);
+  }
+});
+
+test("errors reach those who made them", async () => {
+  const bad = change((plan) => (plan.shaders[0].wgsl = "no shader"));
+  const [first, second] = await Promise.allSettled([Plan.prepare(device, bad), Plan.prepare(device, json)]);
+  assert.equal(first.status, "rejected");
+  assert.match(first.reason.message, /no shader|parsing WGSL/);
+  assert.equal(second.status, "fulfilled");
 });

@@ -40,10 +40,11 @@ const openDevice = async () => {
 export class Attention {
   /** Opens a device. Throws {@link Missing} where there is none. */
   static async open() {
+    const plans = { attention: await load("attention"), weights: await load("weights") };
     const device = await openDevice();
     const self = new Attention();
     self.device = device;
-    self.plans = { attention: await load("attention"), weights: await load("weights") };
+    self.plans = plans;
     self.timed = device.features.has("timestamp-query");
     return self;
   }
@@ -62,8 +63,8 @@ export class Attention {
         label: name, size: bytes, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
       });
     }
-    const bind = (plan, { tensors }) => plan.bind(Object.fromEntries(tensors.map(({ name }) => [name, this.buffers[name]])));
-    this.calls = [bind(attention, plans.attention), bind(weights, plans.weights)];
+    const bind = async (plan, { tensors }) => plan.bind(Object.fromEntries(tensors.map(({ name }) => [name, this.buffers[name]])));
+    this.calls = await Promise.all([bind(attention, plans.attention), bind(weights, plans.weights)]);
     this.read = device.createBuffer({ size: this.buffers.out.size + this.buffers.o.size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
     if (timed) {
       this.queries = device.createQuerySet({ type: "timestamp", count: 4 });

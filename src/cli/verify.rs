@@ -27,7 +27,7 @@ pub(super) struct Args {
     skip: Vec<String>,
     /// Run the cases on another WebGPU implementation: a program that executes portable plans, with its arguments,
     /// as "node web/dawn.mjs" (docs/portable-plans.md).
-    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["minimum", "adapter", "cache"])]
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "minimum")]
     host: Option<String>,
     /// Open the adapter with no features and the least limits that WebGPU allows.
     #[arg(long)]
@@ -82,7 +82,18 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
 /// Where the cases run.
 fn device(args: &Args, globals: &Globals) -> Result<Device> {
     if let Some(command) = &args.host {
-        return Ok(Device::Host(Host::start(command)?));
+        if globals.adapter.is_some() || globals.cache.is_some() {
+            note("--host has an adapter of its own choice: --adapter and --cache do not count");
+        }
+        let words = shlex::split(command).unwrap_or_default();
+        let (program, arguments) = words.split_first().ok_or_else(|| {
+            Error::invalid(
+                "--host",
+                format!("`{command}` names no program"),
+                "name one with its arguments, quoted as in a shell: \"node web/dawn.mjs\"",
+            )
+        })?;
+        return Ok(Device::Host(Host::start(program, arguments)?));
     }
     if !args.minimum {
         return Ok((&open(globals)?).into());

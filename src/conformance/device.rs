@@ -2,9 +2,13 @@
 
 use std::{
     cell::RefCell,
-    io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    ffi::OsStr,
+    io::{self, BufRead, BufReader, Write},
+    process::{Child, ChildStdin, Command, Stdio},
     rc::Rc,
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    thread,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -237,6 +241,11 @@ fn elsewhere() -> Error {
     Error::Device("a tensor or a plan is of another device".into())
 }
 
+/// How long an answer may take: SwiftShader compiles for minutes.
+const LONGEST_ANSWER: Duration = Duration::from_secs(900);
+/// How long a host may take to end.
+const LONGEST_END: Duration = Duration::from_secs(10);
+
 /// The exit code of a host that cannot run here: something that it needs is not installed.
 const HOST_MISSING: i32 = 77;
 
@@ -252,7 +261,8 @@ pub struct Host {
 struct Pipe {
     child: Child,
     requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    /// Lines, as a thread reads them; gone once the host is told to end.
+    answers: Option<Receiver<io::Result<String>>>,
     /// Number of the last buffer made.
     buffers: u64,
 }
@@ -265,33 +275,29 @@ pub(super) struct HostBuffer {
 }
 
 impl Host {
-    /// Starts a program, with its arguments after it, separated by spaces.
+    /// Starts a program with its arguments.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] when there is no such program, or it says by exit code 77 that it cannot run here; [`Error::Device`] when it does not
-    /// start, or does not answer as a host does.
-    pub fn start(command: &str) -> Result<Self> {
-        let mut words = command.split_whitespace();
-        let program = words.next().ok_or_else(|| {
-            Error::invalid(
-                "--host",
-                "is empty",
-                "name a program, as `node web/dawn.mjs`",
-            )
-        })?;
+    /// [`Error::NoAdapter`] when there is no such program, or it says by exit code 77 that it cannot run here;
+    /// [`Error::Device`] when it does not start, or does not answer as a host does.
+    pub fn start(
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Self> {
+        let mut started = Command::new(program);
+        started.args(arguments);
+        let words = std::iter::once(started.get_program()).chain(started.get_args());
+        let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
+        let command = words.join(" ");
         let fail = |error: &dyn std::fmt::Display| {
             Error::Device(format!("the host `{command}` does not start: {error}"))
         };
-        let child = Command::new(program)
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
+        let child = started.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = match child {
             Ok(child) => child,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(Error::NoAdapter {
-                    found: format!("there is no program `{program}`"),
+                    found: format!("there is no program for `{command}`"),
                     remedy: "install it, or name another host".into(),
                 });
             }
@@ -303,17 +309,18 @@ impl Host {
             .take()
             .ok_or_else(|| fail(&"it has no output"))?;
         let mut host = Self {
-            name: command.into(),
+            name: command.clone(),
             caps: Caps::minimum(),
             pipe: Rc::new(RefCell::new(Pipe {
                 child,
                 requests,
-                answers: BufReader::new(answers),
+                answers: Some(lines(answers)),
                 buffers: 0,
             })),
         };
         let mut answer = host.ask(&json!({"do": "open"}))?;
-        host.caps = serde_json::from_value(answer["caps"].take())
+        let caps = answer.get_mut("caps").map(Value::take).unwrap_or_default();
+        host.caps = serde_json::from_value(caps)
             .map_err(|error| Error::Device(format!("{command}: its caps: {error}")))?;
         host.caps.check()?;
         if let Some(name) = answer["name"].as_str() {
@@ -332,13 +339,27 @@ impl Host {
         let pipe = &mut *pipe;
         let line = format!("{request}\n");
         let requests = pipe.requests.as_mut().ok_or_else(|| ended(&"no input"))?;
-        requests
+        // A host that has ended may have said why, and tells by its exit code.
+        let sent = requests
             .write_all(line.as_bytes())
-            .and_then(|()| requests.flush())
-            .map_err(|error| ended(&error))?;
-        let mut line = String::new();
-        let read = pipe.answers.read_line(&mut line);
-        if read.map_err(|error| ended(&error))? == 0 {
+            .and_then(|()| requests.flush());
+        let answers = pipe.answers.as_ref().ok_or_else(|| ended(&"no output"))?;
+        let line = match answers.recv_timeout(LONGEST_ANSWER) {
+            Ok(line) => line.map_err(|error| ended(&error))?,
+            Err(RecvTimeoutError::Disconnected) => String::new(),
+            Err(RecvTimeoutError::Timeout) => {
+                // What it was doing has no end in sight.
+                let _ = pipe.child.kill();
+                let seconds = LONGEST_ANSWER.as_secs();
+                return Err(ended(&format!("no answer in {seconds} s")));
+            }
+        };
+        if line.is_empty() {
+            if let Err(error) = sent
+                && error.kind() != io::ErrorKind::BrokenPipe
+            {
+                return Err(ended(&error));
+            }
             let status = pipe.child.wait().map_err(|error| ended(&error))?;
             if status.code() == Some(HOST_MISSING) {
                 return Err(Error::NoAdapter {
@@ -399,6 +420,35 @@ impl Drop for Pipe {
     fn drop(&mut self) {
         // The end of its input tells the host to end; it is waited for, so that none stays behind.
         drop(self.requests.take());
-        let _ = self.child.wait();
+        drop(self.answers.take());
+        let start = Instant::now();
+        while let Ok(None) = self.child.try_wait() {
+            if start.elapsed() > LONGEST_END {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
+}
+
+/// The lines of an output, read by a thread: a read cannot be given up after a time. The channel ends with the output.
+fn lines(output: impl io::Read + Send + 'static) -> Receiver<io::Result<String>> {
+    let (sender, receiver) = sync_channel(1);
+    thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        loop {
+            let mut line = String::new();
+            let read = match reader.read_line(&mut line) {
+                Ok(0) => return,
+                Ok(_) => Ok(line),
+                Err(error) => Err(error),
+            };
+            let failed = read.is_err();
+            // Nobody listens any more once the host is told to end.
+            if sender.send(read).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
 }
