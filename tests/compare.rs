@@ -14,7 +14,7 @@ use foveate::{
         Adapter, Bound, Ceilings, Clock, DeviceRecord, Measured, Outcome, Profile, Record, Row,
         Sample, Spread, Workload,
     },
-    compare::{By, Cause, Comparison, Flag, Source, State, regressions},
+    compare::{Against, By, Cause, Comparison, Flag, Source, State, regressions},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -42,6 +42,7 @@ fn measured(ms: f64, noise: f64, pace: f64) -> Measured {
                 wall_ms: time / pace,
                 gpu_ms: None,
                 pace_gflops: 100.0 * pace,
+                pace_matrix_gflops: None,
                 pace_read_gbps: 10.0 * pace,
                 pace_copy_gbps: 8.0 * pace,
                 share: 1.0 / time,
@@ -137,8 +138,8 @@ fn two(old: Record, new: Record) -> Comparison {
 
 /// What became worse than this, as workload and cause.
 fn worse(comparison: &Comparison, limit: f64, by: By) -> Vec<(Option<String>, Cause)> {
-    let found = regressions(comparison, limit, by).unwrap();
-    found
+    let gate = regressions(comparison, limit, by).unwrap();
+    gate.worse
         .into_iter()
         .map(|regression| (regression.workload, regression.cause))
         .collect()
@@ -170,16 +171,16 @@ fn only_what_is_past_the_limit_beyond_noise_fails() {
     let new = |noise| one(&[(64, measured(12.0, noise, 1.0))]);
     // 20 % slower, quiet: past 10 %, not past 25 %.
     let quiet = two(old(0.02), new(0.02));
-    let found = worse(&quiet, 0.1, By::Share);
+    let found = worse(&quiet, 0.1, By::Paced);
     assert!(
         matches!(found.as_slice(), [(_, Cause::Slower(_))]),
         "{found:?}"
     );
-    assert_eq!(worse(&quiet, 0.25, By::Share), []);
+    assert_eq!(worse(&quiet, 0.25, By::Paced), []);
     // The same medians in noise: nothing is known.
-    assert_eq!(worse(&two(old(0.5), new(0.5)), 0.1, By::Share), []);
+    assert_eq!(worse(&two(old(0.5), new(0.5)), 0.1, By::Paced), []);
     // Faster is never worse.
-    assert_eq!(worse(&two(new(0.02), old(0.02)), 0.0, By::Share), []);
+    assert_eq!(worse(&two(new(0.02), old(0.02)), 0.0, By::Paced), []);
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn a_busy_machine_slows_times_and_not_paced_ones() {
     let old = one(&[(64, measured(10.0, 0.02, 1.0))]);
     let busy = one(&[(64, measured(10.0, 0.02, 0.6))]);
     let comparison = two(old, busy);
-    assert_eq!(worse(&comparison, 0.1, By::Share), []);
+    assert_eq!(worse(&comparison, 0.1, By::Paced), []);
     let by_time = worse(&comparison, 0.1, By::Time);
     assert!(
         matches!(by_time.as_slice(), [(_, Cause::Slower(_))]),
@@ -196,22 +197,113 @@ fn a_busy_machine_slows_times_and_not_paced_ones() {
     assert_eq!(comparison.rows[0].cells[1].flags, []);
 }
 
+/// Runs on matrices, whose rate is that many times as high as that of multiply-adds.
+fn on_matrices(mut measured: Measured, times: f64) -> Measured {
+    measured.schedule = "matrix".into();
+    measured.bound = Bound::Matrix;
+    for sample in &mut measured.samples {
+        sample.pace_matrix_gflops = Some(times * sample.pace_gflops);
+    }
+    measured
+}
+
+#[test]
+fn a_schedule_that_changes_and_a_pace_that_changes_stay_apart() {
+    let tile = || one(&[(64, measured(10.0, 0.02, 1.0))]);
+    let matrix = || one(&[(64, on_matrices(measured(5.0, 0.02, 0.6), 7.0))]);
+    for (old, new, expected) in [(tile(), matrix(), 0.5), (matrix(), tile(), 2.0)] {
+        let comparison = two(old, new);
+        let cell = &comparison.rows[0].cells[1];
+        let ratio = cell.ratios.unwrap().paced.ratio;
+        assert!((ratio - expected).abs() < 1e-9, "{ratio}");
+        assert!(cell.flags.contains(&Flag::OtherSchedule));
+    }
+}
+
+#[test]
+fn the_gate_says_how_much_it_sees() {
+    let few = |ms| {
+        let mut few = measured(ms, 0.02, 1.0);
+        few.samples.truncate(4);
+        few
+    };
+    let comparison = two(
+        one(&[
+            (64, measured(10.0, 0.02, 1.0)),
+            (65, measured(10.0, 0.5, 1.0)),
+            (66, few(10.0)),
+        ]),
+        one(&[
+            (64, measured(10.0, 0.02, 1.0)),
+            (65, measured(10.0, 0.5, 1.0)),
+            (66, few(30.0)),
+        ]),
+    );
+    let gate = regressions(&comparison, 0.1, By::Paced).unwrap();
+    // Three times as long, by runs too few to say so.
+    assert_eq!(gate.worse, []);
+    let unknown = comparison.rows[2].cells[1].ratios.unwrap().paced;
+    assert!(
+        (unknown.ratio - 3.0).abs() < 0.1 && !unknown.is_known(),
+        "{unknown:?}"
+    );
+    assert_eq!((gate.compared, gate.too_noisy), (3, 2));
+    let half = gate.half_width.unwrap();
+    assert!(half > 0.01 && half < 0.5, "{half}");
+    let words = gate.to_string();
+    assert!(
+        words.starts_with("3 rows compared, median interval +-"),
+        "{words}"
+    );
+    assert!(
+        words.ends_with("2 rows too noisy for this limit"),
+        "{words}"
+    );
+}
+
+#[test]
+fn another_device_is_no_substitute() {
+    let rows = |ms| vec![row("row 64", 64, measured(ms, 0.02, 1.0))];
+    let gpu = |ms| device("gpu", rows(ms));
+    let software = |ms| device("software", rows(ms));
+    // The only device is gone: compared, and lost.
+    let swapped = two(record(vec![gpu(1.0)]), record(vec![software(1.0)]));
+    assert_eq!(swapped.columns[1].against, Against::Other);
+    assert!(swapped.rows[0].cells[1].ratios.is_some());
+    assert_eq!(
+        worse(&swapped, 0.1, By::Paced),
+        [(None, Cause::Lost(State::Missing))]
+    );
+    // A further device: nothing to compare with, nothing lost.
+    let further = two(
+        record(vec![gpu(1.0)]),
+        record(vec![gpu(1.0), software(50.0)]),
+    );
+    let against: Vec<_> = further.columns.iter().map(|c| c.against).collect();
+    assert_eq!(
+        against,
+        [Against::Reference, Against::Same, Against::Nothing]
+    );
+    assert_eq!(further.rows[0].cells[2].ratios, None);
+    assert_eq!(worse(&further, 0.1, By::Time), []);
+}
+
 #[test]
 fn records_that_differ_from_run_to_run_widen_the_interval() {
     let run = |ms| one(&[(64, measured(ms, 0.01, 1.0))]);
     let single = two(run(10.0), run(12.0));
-    assert_eq!(worse(&single, 0.1, By::Share).len(), 1);
+    assert_eq!(worse(&single, 0.1, By::Paced).len(), 1);
     let pooled = compared(&[
         ("old", vec![run(10.0), run(12.0)]),
         ("new", vec![run(12.0), run(10.0)]),
     ]);
     assert_eq!(pooled.columns.len(), 2);
-    assert_eq!(worse(&pooled, 0.1, By::Share), []);
+    assert_eq!(worse(&pooled, 0.1, By::Paced), []);
     let steady = compared(&[
         ("old", vec![run(10.0), run(10.1)]),
         ("new", vec![run(12.0), run(12.1)]),
     ]);
-    assert_eq!(worse(&steady, 0.1, By::Share).len(), 1);
+    assert_eq!(worse(&steady, 0.1, By::Paced).len(), 1);
 }
 
 #[test]
@@ -244,7 +336,7 @@ fn what_was_right_and_is_not_fails() {
         row("row 70", 70, right()),
     ]);
     let comparison = two(old.clone(), new.clone());
-    let lost: Vec<_> = worse(&comparison, 0.1, By::Share);
+    let lost: Vec<_> = worse(&comparison, 0.1, By::Paced);
     let expected = [
         ("row 65", State::Wrong),
         ("row 66", State::Failed),
@@ -258,7 +350,7 @@ fn what_was_right_and_is_not_fails() {
     assert_eq!(lost, expected);
     // What was not right before cannot be lost.
     assert_eq!(
-        worse(&two(new, old), 0.1, By::Share),
+        worse(&two(new, old), 0.1, By::Paced),
         [(Some("row 70".into()), Cause::Lost(State::Missing))]
     );
 }
@@ -267,14 +359,14 @@ fn what_was_right_and_is_not_fails() {
 fn a_comparison_of_nothing_fails() {
     let old = one(&[(64, measured(10.0, 0.02, 1.0))]);
     let new = one(&[(65, measured(10.0, 0.02, 1.0))]);
-    let found = worse(&two(old.clone(), new), 0.1, By::Share);
+    let found = worse(&two(old.clone(), new), 0.1, By::Paced);
     assert!(found.contains(&(None, Cause::NothingPaired)), "{found:?}");
     // A device that the new record does not have.
     let both = record(vec![
         old.devices[0].clone(),
         device("other", old.devices[0].rows.clone()),
     ]);
-    let found = worse(&two(both, old), 0.1, By::Share);
+    let found = worse(&two(both, old), 0.1, By::Paced);
     assert_eq!(found, [(None, Cause::Lost(State::Missing))]);
     let none = Comparison::new(&[]).unwrap_err().to_string();
     assert!(none.contains("two records"), "{none}");
@@ -310,7 +402,7 @@ fn devices_are_compared_with_their_own_kind() {
     let comparison = two(machine(1.0, 50.0), machine(1.0, 80.0));
     let references: Vec<_> = comparison.columns.iter().map(|c| c.reference).collect();
     assert_eq!(references, [None, Some(0), Some(0), Some(1)]);
-    let found = regressions(&comparison, 0.1, By::Share).unwrap();
+    let found = regressions(&comparison, 0.1, By::Paced).unwrap().worse;
     let columns: Vec<&str> = found.iter().map(|r| r.column.as_str()).collect();
     assert_eq!(columns, ["new: slow (vulkan)"]);
     // One record of several devices: the first is the reference of the others.
@@ -369,7 +461,7 @@ fn folder() -> TempDir {
             .zip(times)
             .map(|(&length, runs)| row(&format!("row {length}"), length, runs))
             .collect();
-        rows.push(row(HOSTILE, 1024, measured(factor * 9.0, 0.02, 1.0)));
+        rows.push(hostile(1024, measured(factor * 9.0, 0.02, 1.0)));
         let reason = format!("not here: {HOSTILE}");
         rows.push(Row::new(
             &workload("skipped", 7),
@@ -378,15 +470,34 @@ fn folder() -> TempDir {
         rows
     };
     for (file, factor) in [("old", 1.0), ("new", 1.5)] {
-        let text = record(vec![device(HOSTILE, rows(factor))])
-            .to_json()
-            .unwrap();
+        let mut gpu = device(HOSTILE, rows(factor));
+        gpu.adapter.backend = HOSTILE.into();
+        gpu.adapter.driver_info = HOSTILE.into();
+        gpu.error = Some(HOSTILE.into());
+        let record = Record {
+            foveate: HOSTILE.into(),
+            commit: Some(HOSTILE.into()),
+            ..record(vec![gpu])
+        };
+        let text = record.to_json().unwrap();
         fs::write(folder.path().join(format!("{file}.json")), text).unwrap();
     }
     folder
 }
 
-const HOSTILE: &str = "</script><script>alert(1)</script>|\"'&<b>";
+const HOSTILE: &str =
+    "</script><script>alert(1)</script>|\"'&<b>\n# [a](b) ![c](d) `e` @f *g* _h_ \u{1b}[31m\\";
+
+/// A row with a hostile text wherever a record has one.
+fn hostile(length: u64, mut runs: Measured) -> Row {
+    runs.schedule = HOSTILE.into();
+    Row {
+        shape: HOSTILE.into(),
+        op: HOSTILE.into(),
+        workload: HOSTILE.into(),
+        ..row("row", length, runs)
+    }
+}
 
 fn foveate(folder: &TempDir, words: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_foveate"))
@@ -414,6 +525,10 @@ fn the_exit_code_tells_a_regression() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("worse: new, row 64: 1.500"), "{errors}");
+    assert!(
+        errors.contains("5 rows compared, median interval +-"),
+        "{errors}"
+    );
     printed(
         &folder,
         "compare old.json,old.json new.json,new.json --fail-over 10%",
@@ -423,6 +538,7 @@ fn the_exit_code_tells_a_regression() {
         ("compare old.json", 2),
         ("compare old.json none.json", 1),
         ("compare old.json new.json --fail-over ten", 2),
+        ("compare old.json new.json --fail-over 10", 2),
         ("compare old.json new.json --html none/page.html", 1),
         ("compare", 2),
     ] {
@@ -467,9 +583,31 @@ fn formats_have_every_row() {
         .unwrap();
     let columns = head.matches('|').count();
     let rows = markdown.lines().filter(|line| line.starts_with('|'));
-    let bars = |line: &str| line.replace("\\|", "").matches('|').count();
+    // What a backslash stands before is text.
+    let live = |text: &str| {
+        let mut letters = text.chars();
+        let mut live = String::new();
+        while let Some(letter) = letters.next() {
+            if letter == '\\' {
+                letters.next();
+            } else {
+                live.push(letter);
+            }
+        }
+        live
+    };
+    let bars = |line: &str| live(line).matches('|').count();
     assert!(rows.clone().filter(|line| bars(line) == columns).count() >= 7);
-    assert!(!markdown.contains("<script"), "{markdown}");
+    let live = live(&markdown);
+    for mark in ["<", ">", "`", "[", "!", "@", "*", "_", "&", "\n#", "\u{1b}"] {
+        assert!(!live.contains(mark), "`{mark}` is alive: {markdown}");
+    }
+    let table = printed(&folder, "compare old.json new.json", 0);
+    assert!(
+        !table.contains(|c: char| c.is_control() && c != '\n'),
+        "{table:?}"
+    );
+    assert!(!table.contains("\n# "), "{table}");
 }
 
 #[test]
@@ -490,11 +628,11 @@ fn the_page_is_one_file_that_loads_nothing() {
     assert!(!page.contains("<b>|") && !page.contains("&<b>"));
     assert!(page.contains("&lt;/script&gt;&lt;script&gt;alert(1)"));
     // Two lines for each of six rows.
-    assert_eq!(page.matches("<tr data-op=\"attention\"").count(), 12);
+    assert_eq!(page.matches("<tr data-op=").count(), 12);
     for name in ["row 64", "row 128", "row 256", "row 512", "skipped"] {
         assert!(page.contains(&format!("data-v=\"{name}\"")), "no {name}");
     }
-    // Bars, a roofline for each device, a series and the errors.
-    assert_eq!(page.matches("<figure>").count(), 5);
+    // Bars of two ops, a roofline for each device, a series and the errors.
+    assert_eq!(page.matches("<figure>").count(), 6);
     assert!(page.contains("attention f32 [1, 2, n x n, 64]"));
 }

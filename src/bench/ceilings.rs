@@ -11,7 +11,7 @@ use super::{
     time,
 };
 use crate::{
-    Call, DType, Error, Gpu, Result, Schedule, Tensor,
+    Call, DType, Error, Gpu, Result, Tensor,
     engine::{read_buffer, wait},
     kernels::{Variant as _, ceiling_fma, ceiling_matrix, ceiling_stream, ceiling_workgroup},
     ops::Slot,
@@ -53,12 +53,9 @@ impl Ceilings {
             let spread = Spread::of(measured.samples.iter().map(rate).collect());
             spread.map_or(0.0, |spread| spread.median)
         };
-        let gflops = median(|run| run.pace_gflops);
-        match &mut self.matrix_gflops {
-            Some(rate) if measured.schedule == Schedule::Matrix.to_string() => {
-                *rate = rate.max(gflops);
-            }
-            _ => self.fma_gflops = self.fma_gflops.max(gflops),
+        self.fma_gflops = self.fma_gflops.max(median(|run| run.pace_gflops));
+        if let Some(rate) = &mut self.matrix_gflops {
+            *rate = rate.max(median(|run| run.pace_matrix_gflops.unwrap_or(0.0)));
         }
         self.read_gbps = self.read_gbps.max(median(|run| run.pace_read_gbps));
         self.copy_gbps = self.copy_gbps.max(median(|run| run.pace_copy_gbps));

@@ -101,7 +101,8 @@ impl<'a> Bench<'a> {
             let mut sample = Sample {
                 wall_ms: lap.wall,
                 gpu_ms: lap.gpu,
-                pace_gflops: pace.arithmetic,
+                pace_gflops: pace.fma,
+                pace_matrix_gflops: pace.matrix,
                 pace_read_gbps: pace.read,
                 pace_copy_gbps: pace.copy,
                 share: 0.0,

@@ -55,8 +55,10 @@ pub(super) struct Bounds<'a> {
 /// Rates at one moment, in GFLOP/s and GB/s.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// Of multiply-adds, or of matrices where the op runs on them.
-    pub arithmetic: f64,
+    /// Of multiply-adds in f32.
+    pub fma: f64,
+    /// Of matrices, where the op runs on them.
+    pub matrix: Option<f64>,
     pub read: f64,
     pub copy: f64,
 }
@@ -79,20 +81,20 @@ impl<'a> Bounds<'a> {
             None => Ok(else_),
         };
         Ok(Pace {
-            arithmetic: if self.matrix {
-                rate(&self.probes.matrix, 0.0)?
-            } else {
-                rate(&self.probes.fma, self.ceilings.fma_gflops)?
+            fma: rate(&self.probes.fma, self.ceilings.fma_gflops)?,
+            matrix: match &self.probes.matrix {
+                Some(probe) if self.matrix => Some(probe.rate(timer, least_ms)?),
+                _ => None,
             },
             read: rate(&self.probes.read, self.ceilings.read_gbps)?,
             copy: rate(&self.probes.copy, self.ceilings.copy_gbps)?,
         })
     }
 
-    /// The ceilings at a pace.
+    /// The ceilings at a pace; matrices instead of multiply-adds where the op runs on them.
     fn at(&self, pace: Pace) -> Ceilings {
         Ceilings {
-            fma_gflops: pace.arithmetic,
+            fma_gflops: pace.matrix.unwrap_or(pace.fma),
             read_gbps: pace.read,
             copy_gbps: pace.copy,
             ..*self.ceilings
@@ -126,7 +128,8 @@ impl Pace {
     pub fn between(self, other: Self) -> Self {
         let mean = |a: f64, b: f64| 2.0 / (1.0 / a + 1.0 / b);
         Self {
-            arithmetic: mean(self.arithmetic, other.arithmetic),
+            fma: mean(self.fma, other.fma),
+            matrix: self.matrix.zip(other.matrix).map(|(a, b)| mean(a, b)),
             read: mean(self.read, other.read),
             copy: mean(self.copy, other.copy),
         }
@@ -138,7 +141,11 @@ impl Pace {
             Spread::of(paces.iter().map(rate).collect()).map(|spread| spread.median)
         };
         Some(Self {
-            arithmetic: of(|pace| pace.arithmetic)?,
+            fma: of(|pace| pace.fma)?,
+            matrix: {
+                let rates: Option<Vec<f64>> = paces.iter().map(|pace| pace.matrix).collect();
+                rates.and_then(Spread::of).map(|spread| spread.median)
+            },
             read: of(|pace| pace.read)?,
             copy: of(|pace| pace.copy)?,
         })

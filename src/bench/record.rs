@@ -139,9 +139,12 @@ pub struct Sample {
     pub wall_ms: f64,
     /// Time on the GPU, in ms.
     pub gpu_ms: Option<f64>,
-    /// Rate of the kernel that reached the ceiling of multiply-adds (matrices where the op runs on them), in GFLOP/s:
-    /// mean of just before and just after.
+    /// Rate of the kernel that reached the ceiling of multiply-adds in f32, in GFLOP/s: mean of just before and just
+    /// after.
     pub pace_gflops: f64,
+    /// The same of matrices, where the op runs on them.
+    #[serde(default)]
+    pub pace_matrix_gflops: Option<f64>,
     /// The same of streaming reads, in GB/s.
     pub pace_read_gbps: f64,
     /// The same of copies, in GB/s.
@@ -151,8 +154,9 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The pace of the device around the run: the geometric mean of the three rates. What other work takes from the
-    /// machine, it takes from all of them; three say it with less noise than one.
+    /// The pace of the device around the run: the geometric mean of the rates of multiply-adds, reads and copies. What
+    /// other work takes from the machine, it takes from all of them; three say it with less noise than one. Matrices
+    /// do not count, so that the pace is of the same kernels whatever the schedule.
     pub fn pace(&self) -> f64 {
         (self.pace_gflops * self.pace_read_gbps * self.pace_copy_gbps).cbrt()
     }

@@ -44,11 +44,11 @@ pub(super) struct Args {
     /// Also write a page with plots and tables, which needs no network.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Fail when a row takes longer than the reference by more than this, as 10% or 0.1.
+    /// Fail when a row takes longer than the reference by more than this, as 10% or 0.1 (without the sign: below 1).
     #[arg(long, value_name = "SHARE", value_parser = limit)]
     fail_over: Option<f64>,
     /// The ratio that --fail-over goes by.
-    #[arg(long, value_enum, default_value = "share")]
+    #[arg(long, value_enum, default_value = "paced")]
     by: Measure,
 }
 
@@ -69,7 +69,7 @@ enum Format {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Measure {
     /// At equal pace; between different devices, of shares of the roofline.
-    Share,
+    Paced,
     /// Of times.
     Time,
 }
@@ -77,7 +77,7 @@ enum Measure {
 impl From<Measure> for By {
     fn from(measure: Measure) -> Self {
         match measure {
-            Measure::Share => Self::Share,
+            Measure::Paced => Self::Paced,
             Measure::Time => Self::Time,
         }
     }
@@ -85,15 +85,18 @@ impl From<Measure> for By {
 
 /// A share, as 10% or 0.1.
 fn limit(text: &str) -> Result<f64, String> {
-    let (number, unit) = match text.trim().strip_suffix('%') {
-        Some(number) => (number, 0.01),
-        None => (text, 1.0),
-    };
-    let share = number.trim().parse::<f64>().map(|number| number * unit);
-    share
-        .ok()
-        .filter(|share| share.is_finite() && *share >= 0.0)
-        .ok_or_else(|| "give a share of 0 or more, as 10% or 0.1".into())
+    let percent = text.trim().strip_suffix('%');
+    let number = percent.unwrap_or(text).trim();
+    let wrong = || "give a share of 0 or more, as 10% or 0.1".to_owned();
+    let value: f64 = number.parse().map_err(|_| wrong())?;
+    if !value.is_finite() || value < 0.0 {
+        return Err(wrong());
+    }
+    match percent {
+        Some(_) => Ok(value / 100.0),
+        None if value < 1.0 => Ok(value),
+        None => Err(format!("did you mean {number}%?")),
+    }
 }
 
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
@@ -120,11 +123,12 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let Some(limit) = args.fail_over else {
         return Ok(ExitCode::SUCCESS);
     };
-    let worse = regressions(&comparison, limit, args.by.into())?;
-    for regression in &worse {
-        note(format_args!("worse: {regression}"));
+    let gate = regressions(&comparison, limit, args.by.into())?;
+    for regression in &gate.worse {
+        note(tables::one_line(&format!("worse: {regression}")));
     }
-    Ok(if worse.is_empty() {
+    note(&gate);
+    Ok(if gate.worse.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -177,8 +181,12 @@ mod tests {
         assert_eq!(limit("10%"), Ok(0.1));
         assert_eq!(limit("0.25"), Ok(0.25));
         assert_eq!(limit(" 5 % "), Ok(0.05));
-        for wrong in ["", "%", "-1%", "inf", "ten"] {
+        assert_eq!(limit("250%"), Ok(2.5));
+        for wrong in ["", "%", "-1%", "inf", "ten", "NaN"] {
             assert!(limit(wrong).is_err(), "{wrong}");
+        }
+        for whole in ["10", "1"] {
+            assert_eq!(limit(whole), Err(format!("did you mean {whole}%?")));
         }
     }
 }

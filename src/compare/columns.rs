@@ -21,8 +21,9 @@ pub struct Column {
     pub label: String,
     /// Place of the record among those given.
     pub source: usize,
-    /// Place of the column that this one is compared with: the same adapter and backend in the first record, else
-    /// the first device there. None for that one.
+    /// What this column is compared with.
+    pub against: Against,
+    /// Place of the column that this one is compared with, if any.
     pub reference: Option<usize>,
     /// The adapter.
     pub adapter: Adapter,
@@ -36,6 +37,33 @@ pub struct Column {
     pub error: Option<String>,
 }
 
+/// What a column is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Against {
+    /// It is the first one.
+    Reference,
+    /// The same adapter and backend in the first record.
+    Same,
+    /// Another device: the first one of the same record, or the only one of the first record, where this record
+    /// has but one as well.
+    Other,
+    /// Nothing: the first record has no such device.
+    Nothing,
+}
+
+impl Against {
+    /// What is to be said of it, if anything.
+    pub fn words(self) -> Option<&'static str> {
+        match self {
+            Self::Reference => Some("reference"),
+            Self::Same => None,
+            Self::Other => Some("compared with another device"),
+            Self::Nothing => Some("compared with nothing"),
+        }
+    }
+}
+
 /// A column with the records of its device: more than one where runs count together.
 #[derive(Debug)]
 pub(super) struct Device<'a> {
@@ -46,6 +74,11 @@ pub(super) struct Device<'a> {
 /// The devices of all records.
 pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
     let mut devices: Vec<Device<'_>> = Vec::new();
+    let alone = |source: &Source| {
+        let mut records = source.records.iter();
+        records.all(|record| record.devices.len() == 1)
+    };
+    let only_ones = sources.iter().all(alone);
     for (source, Source { name, records }) in sources.iter().enumerate() {
         let several = records.iter().any(|record| record.devices.len() > 1);
         for record in records {
@@ -78,11 +111,18 @@ pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
                     source > 0 && first.column.source == 0 && same(&first.column.adapter, adapter)
                 });
                 let twin = twin.map(|(place, _)| place).nth(before.count());
-                let reference = twin.or((!devices.is_empty()).then_some(0));
+                // Devices of one record are there to be compared with one another; those of several are not.
+                let (against, reference) = match twin {
+                    _ if devices.is_empty() => (Against::Reference, None),
+                    Some(place) => (Against::Same, Some(place)),
+                    None if source == 0 || only_ones => (Against::Other, Some(0)),
+                    None => (Against::Nothing, None),
+                };
                 devices.push(Device {
                     column: Column {
                         label,
                         source,
+                        against,
                         reference,
                         adapter: adapter.clone(),
                         foveate: record.foveate.clone(),

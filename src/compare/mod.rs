@@ -11,10 +11,10 @@ mod rows;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-pub use columns::{Column, Source};
+pub use columns::{Against, Column, Source};
 pub use flags::Flag;
 pub use ratio::{By, Interval, Ratios, Verdict};
-pub use regressions::{Cause, Regression, regressions};
+pub use regressions::{Cause, Gate, Regression, regressions};
 pub use rows::{Cell, Figures, Row, State};
 
 use crate::{Error, Result, bench::schema_text};

@@ -11,9 +11,10 @@ use crate::bench::Spread;
 pub struct Interval {
     /// The ratio of the medians.
     pub ratio: f64,
-    /// Lower end of the 95 % interval.
+    /// Lower end of the 95 % interval; 0 where a side has fewer than 5 runs, of which too little is known.
     pub low: f64,
-    /// Upper end of it.
+    /// Upper end of it; none (here: infinite) where a side has fewer than 5 runs.
+    #[schemars(with = "Option<f64>")]
     pub high: f64,
 }
 
@@ -33,7 +34,7 @@ pub struct Ratios {
 #[serde(rename_all = "snake_case")]
 pub enum By {
     /// At equal pace: other work on the machine counts little.
-    Share,
+    Paced,
     /// Times.
     Time,
 }
@@ -53,6 +54,8 @@ pub enum Verdict {
 const RESAMPLES: usize = 2000;
 /// Where their sequence of random numbers starts.
 const SEED: u64 = 0x0f0e_a7e5;
+/// Runs of a side, of fewer of which nothing is known but the median.
+const FEWEST: usize = 5;
 /// The parts of the resamplings left out below and above.
 const TAILS: f64 = 0.025;
 
@@ -72,13 +75,18 @@ impl Ratios {
     /// The one that counts.
     pub fn by(&self, by: By) -> Interval {
         match by {
-            By::Share => self.paced,
+            By::Paced => self.paced,
             By::Time => self.time,
         }
     }
 }
 
 impl Interval {
+    /// Whether there were runs enough for it.
+    pub fn is_known(&self) -> bool {
+        self.high.is_finite()
+    }
+
     /// What it says with a margin, as 0.1 of 10 %.
     pub fn verdict(&self, margin: f64) -> Verdict {
         if self.low > 1.0 + margin {
@@ -95,6 +103,14 @@ impl Interval {
 /// records are drawn in two steps, records first: what differs from one process to the next counts too.
 fn interval(over: &[Vec<f64>], under: &[Vec<f64>]) -> Option<Interval> {
     let ratio = median(over.concat())? / median(under.concat())?;
+    let count = |runs: &[Vec<f64>]| runs.iter().map(Vec::len).sum::<usize>();
+    if count(over).min(count(under)) < FEWEST {
+        return Some(Interval {
+            ratio,
+            low: 0.0,
+            high: f64::INFINITY,
+        });
+    }
     let mut random = fastrand::Rng::with_seed(SEED);
     let mut ratios = Vec::with_capacity(RESAMPLES);
     for _ in 0..RESAMPLES {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::{By, Comparison, Interval, State};
-use crate::{Error, Result};
+use super::{Against, By, Comparison, Interval, State};
+use crate::{Error, Result, bench::Spread};
 
 /// Something that became worse.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub enum Cause {
     Slower(Interval),
     /// It was right, and is not.
     Lost(State),
+    /// It is right in both, and its runs give no ratio.
+    NoRatio,
     /// No row could be compared.
     NothingPaired,
 }
@@ -36,17 +38,49 @@ impl fmt::Display for Regression {
                 write!(f, "{ratio:.3} of the reference ({low:.3} to {high:.3})")
             }
             Cause::Lost(state) => write!(f, "was right, is {}", state.word()),
+            Cause::NoRatio => write!(f, "is right in both records, but has no times to compare"),
             Cause::NothingPaired => write!(f, "no row is right in both records"),
         }
     }
 }
 
+/// What a limit found, and how much it could see.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// What became worse.
+    pub worse: Vec<Regression>,
+    /// Rows that were compared.
+    pub compared: usize,
+    /// Half the width of the intervals, as a part of the ratio: the median of those that have one.
+    pub half_width: Option<f64>,
+    /// Rows without an interval, or with one so wide that a slowdown by the limit, twice in a row, would not show.
+    pub too_noisy: usize,
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            compared,
+            half_width,
+            too_noisy,
+            ..
+        } = self;
+        write!(f, "{compared} rows compared, ")?;
+        match half_width {
+            Some(half) => write!(f, "median interval +-{:.1} %, ", half * 100.0)?,
+            None => write!(f, "none with an interval, ")?,
+        }
+        write!(f, "{too_noisy} rows too noisy for this limit")
+    }
+}
+
 /// What became worse by more than a part of `limit` (0.1 of 10 %), in every record after the first, or, of a single
 /// record, in every device after the first. A row is slower only when the lower end of its interval is past the limit.
+/// A device that the first record does not have is compared with nothing, and does not fail.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a limit that is none.
-pub fn regressions(comparison: &Comparison, limit: f64, by: By) -> Result<Vec<Regression>> {
+pub fn regressions(comparison: &Comparison, limit: f64, by: By) -> Result<Gate> {
     if !(limit.is_finite() && limit >= 0.0) {
         return Err(Error::invalid(
             "limit",
@@ -55,16 +89,16 @@ pub fn regressions(comparison: &Comparison, limit: f64, by: By) -> Result<Vec<Re
         ));
     }
     let several = comparison.columns.iter().any(|column| column.source > 0);
-    let mut found = Vec::new();
+    let mut worse = Vec::new();
+    let mut intervals: Vec<Interval> = Vec::new();
     for (place, column) in comparison.columns.iter().enumerate() {
         if several && column.source == 0 {
             // A device of the first record that no later one has: what was right there is gone.
-            let followed = comparison
-                .columns
-                .iter()
-                .any(|later| later.source > 0 && later.reference == Some(place));
+            let followed = comparison.columns.iter().any(|later| {
+                later.source > 0 && later.against == Against::Same && later.reference == Some(place)
+            });
             if !followed {
-                found.push(Regression {
+                worse.push(Regression {
                     column: column.label.clone(),
                     workload: None,
                     cause: Cause::Lost(State::Missing),
@@ -75,32 +109,44 @@ pub fn regressions(comparison: &Comparison, limit: f64, by: By) -> Result<Vec<Re
         let Some(reference) = column.reference else {
             continue;
         };
-        let mut paired = 0;
+        let before = intervals.len();
         for row in &comparison.rows {
-            let (Some(before), Some(now)) = (row.cells.get(reference), row.cells.get(place)) else {
+            let (Some(was), Some(now)) = (row.cells.get(reference), row.cells.get(place)) else {
                 continue;
             };
-            let cause = match now.ratios {
-                Some(ratios) => {
-                    paired += 1;
+            let cause = match (now.ratios, was.state, now.state) {
+                (Some(ratios), ..) => {
                     let interval = ratios.by(by);
+                    intervals.push(interval);
                     (interval.low > 1.0 + limit).then_some(Cause::Slower(interval))
                 }
-                None => (before.state == State::Right).then_some(Cause::Lost(now.state)),
+                (None, State::Right, State::Right) => Some(Cause::NoRatio),
+                (None, State::Right, state) => Some(Cause::Lost(state)),
+                (None, ..) => None,
             };
-            found.extend(cause.map(|cause| Regression {
+            worse.extend(cause.map(|cause| Regression {
                 column: column.label.clone(),
                 workload: Some(row.workload.clone()),
                 cause,
             }));
         }
-        if paired == 0 {
-            found.push(Regression {
+        if intervals.len() == before {
+            worse.push(Regression {
                 column: column.label.clone(),
                 workload: None,
                 cause: Cause::NothingPaired,
             });
         }
     }
-    Ok(found)
+    let known = intervals.iter().filter(|interval| interval.is_known());
+    let halves = known.map(|Interval { ratio, low, high }| (high - low) / 2.0 / ratio);
+    Ok(Gate {
+        worse,
+        compared: intervals.len(),
+        half_width: Spread::of(halves.collect()).map(|spread| spread.median),
+        too_noisy: intervals
+            .iter()
+            .filter(|Interval { ratio, low, .. }| *low * (1.0 + limit) < *ratio)
+            .count(),
+    })
 }

@@ -135,7 +135,7 @@ fn devices(comparison: &Comparison) -> Markup {
             tbody { @for (place, column) in comparison.columns.iter().enumerate() { tr {
                 th scope="row" {
                     (swatch(place)) (column.label)
-                    @if column.reference.is_none() { small { "reference" } }
+                    @if let Some(words) = column.against.words() { small { (words) } }
                 }
                 td data-label="Device" {
                     (column.adapter.name)

@@ -33,7 +33,11 @@ pub(super) fn percent(share: f64) -> String {
 
 pub(super) fn interval(interval: Interval) -> String {
     let Interval { ratio, low, high } = interval;
-    format!("{ratio:.2} ({low:.2}-{high:.2})")
+    if interval.is_known() {
+        format!("{ratio:.2} ({low:.2}-{high:.2})")
+    } else {
+        format!("{ratio:.2} (too few runs)")
+    }
 }
 
 pub(super) fn error(err: Option<f64>) -> String {
@@ -69,49 +73,100 @@ pub(super) fn device(column: &Column) -> String {
 const MEANING: &str = "Ratios are to the reference; above 1 is slower. Time: of the medians. Paced: at equal pace, \
                        measured around each run; between different devices, of the shares of the roofline. In brackets: 95 % intervals.";
 
+/// A text without control characters, which a terminal would obey.
+pub(super) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// A text that Markdown shows as it is.
+fn escaped(text: &str) -> String {
+    let mut inert = String::with_capacity(text.len());
+    for letter in one_line(text).chars() {
+        if MARKS.contains(letter) {
+            inert.push('\\');
+        }
+        inert.push(letter);
+        // What Markdown is made into is searched for names again.
+        if letter == '@' {
+            inert.push('\u{200b}');
+        }
+    }
+    inert
+}
+
+/// Characters that mean something to Markdown within a line.
+const MARKS: &str = "\\`*_[]<>|&@!~$#";
+
+/// A text that a spreadsheet does not take for a formula.
+fn no_formula(text: &str) -> String {
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']) {
+        format!("'{text}")
+    } else {
+        text.into()
+    }
+}
+
+/// A comparison with every text in it that comes from a record made inert.
+fn inert(comparison: &Comparison, change: fn(&str) -> String) -> Comparison {
+    let mut inert = comparison.clone();
+    let apply = |text: &mut String| *text = change(text);
+    for column in &mut inert.columns {
+        let adapter = &mut column.adapter;
+        for text in [
+            &mut column.label,
+            &mut column.foveate,
+            &mut adapter.name,
+            &mut adapter.backend,
+            &mut adapter.driver_info,
+        ] {
+            apply(text);
+        }
+        column.commit.as_mut().map(apply);
+        column.error.as_mut().map(apply);
+    }
+    for row in &mut inert.rows {
+        apply(&mut row.workload);
+        apply(&mut row.op);
+        apply(&mut row.shape);
+        for cell in &mut row.cells {
+            cell.reason.as_mut().map(apply);
+            if let Some(figures) = &mut cell.figures {
+                apply(&mut figures.schedule);
+            }
+        }
+    }
+    for mean in &mut inert.means {
+        mean.op.as_mut().map(apply);
+    }
+    inert
+}
+
 pub(super) fn terminal(comparison: &Comparison) -> String {
-    text(comparison, |table| {
+    text(&inert(comparison, one_line), |table| {
         table
             .load_style(presets::UTF8_HORIZONTAL_ONLY)
             .set_content_arrangement(ContentArrangement::Dynamic);
     })
 }
 
-/// The same in Markdown. What records say may hold marks of tables.
+/// The same in Markdown.
 pub(super) fn markdown(comparison: &Comparison) -> String {
-    let mut inert = comparison.clone();
-    let escape = |text: &mut String| *text = text.replace('|', "\\|").replace('<', "&lt;");
-    for column in &mut inert.columns {
-        escape(&mut column.label);
-        escape(&mut column.adapter.name);
-        escape(&mut column.adapter.driver_info);
-        column.error.as_mut().map(escape);
-    }
-    for row in &mut inert.rows {
-        escape(&mut row.workload);
-        escape(&mut row.shape);
-        for cell in &mut row.cells {
-            cell.reason.as_mut().map(escape);
-            if let Some(figures) = &mut cell.figures {
-                escape(&mut figures.schedule);
-            }
-        }
-    }
-    text(&inert, |table| {
+    text(&inert(comparison, escaped), |table| {
         table.load_style(presets::ASCII_MARKDOWN);
     })
 }
 
 fn text(comparison: &Comparison, style: impl Fn(&mut Table)) -> String {
     let mut parts: Vec<String> = Vec::new();
-    for (place, column) in comparison.columns.iter().enumerate() {
-        let reference = if place == 0 { " (reference)" } else { "" };
+    for column in &comparison.columns {
+        let against = column.against.words();
+        let against = against.map_or_else(String::new, |words| format!(" ({words})"));
         let error = column
             .error
             .as_ref()
             .map(|error| format!("; failed: {error}"));
         parts.push(format!(
-            "- {}{reference}: {}{}",
+            "- {}{against}: {}{}",
             column.label,
             device(column),
             error.unwrap_or_default()
@@ -146,8 +201,9 @@ fn rows(comparison: &Comparison) -> Table {
         let label = &column.label;
         head.extend([format!("{label}: ms"), "share".into()]);
         if column.reference.is_some() {
-            head.extend(["time".into(), "paced".into(), "notes".into()]);
+            head.extend(["time".into(), "paced".into()]);
         }
+        head.push("notes".into());
     }
     table.set_header(head);
     for row in &comparison.rows {
@@ -165,9 +221,9 @@ fn rows(comparison: &Comparison) -> Table {
                 cells.extend([
                     right(ratios.map_or_else(String::new, |r| interval(r.time))),
                     right(ratios.map_or_else(String::new, |r| interval(r.paced))),
-                    TableCell::new(flags(cell)),
                 ]);
             }
+            cells.push(TableCell::new(flags(cell)));
         }
         table.add_row(cells);
     }
@@ -248,6 +304,7 @@ struct Line<'a> {
 }
 
 pub(super) fn csv(comparison: &Comparison) -> Result<String> {
+    let comparison = &inert(comparison, no_formula);
     let failed = |error: &dyn std::fmt::Display| Error::file("CSV", error);
     let mut writer = csv::Writer::from_writer(Vec::new());
     for row in &comparison.rows {
@@ -277,11 +334,11 @@ pub(super) fn csv(comparison: &Comparison) -> Result<String> {
                 cached_compile_ms: figures.map(|f| f.cached_compile_ms),
                 scratch_bytes: figures.map(|f| f.scratch_bytes),
                 time_ratio: time.map(|i| i.ratio),
-                time_ratio_low: time.map(|i| i.low),
-                time_ratio_high: time.map(|i| i.high),
+                time_ratio_low: time.filter(Interval::is_known).map(|i| i.low),
+                time_ratio_high: time.filter(Interval::is_known).map(|i| i.high),
                 paced_ratio: paced.map(|i| i.ratio),
-                paced_ratio_low: paced.map(|i| i.low),
-                paced_ratio_high: paced.map(|i| i.high),
+                paced_ratio_low: paced.filter(Interval::is_known).map(|i| i.low),
+                paced_ratio_high: paced.filter(Interval::is_known).map(|i| i.high),
                 flags: flags(cell),
             };
             writer.serialize(line).map_err(|error| failed(&error))?;
