@@ -38,6 +38,7 @@ seq = 1
 key_dim = 16
 decay = "head"
 state = true
+normalised = true
 
 [[workload]]
 name = "half"

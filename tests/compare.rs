@@ -10,9 +10,10 @@ use std::{
 };
 
 use foveate::{
+    TuningMode,
     bench::{
-        Adapter, Bound, Ceilings, Clock, DeviceRecord, Measured, Outcome, Profile, Record, Row,
-        Sample, Spread, Workload,
+        Adapter, Bound, Ceilings, Checks, Clock, DeviceRecord, Measured, Opened, Outcome, Profile,
+        Record, Row, Sample, Spread, Workload,
     },
     compare::{Against, By, Cause, Comparison, Flag, Source, State, regressions},
 };
@@ -286,6 +287,214 @@ fn another_device_is_no_substitute() {
     );
     assert_eq!(further.rows[0].cells[2].ratios, None);
     assert_eq!(worse(&further, 0.1, By::Time), []);
+}
+
+#[test]
+fn clocks_are_not_mixed() {
+    // The GPU takes a tenth of the wall time.
+    let on_gpu = |ms: f64| {
+        let mut measured = measured(ms, 0.02, 1.0);
+        measured.clock = Clock::Gpu;
+        for sample in &mut measured.samples {
+            sample.gpu_ms = Some(sample.wall_ms / 10.0);
+            sample.share *= 10.0;
+        }
+        measured
+    };
+    let wall = || measured(10.0, 0.02, 1.0);
+    for (old, new) in [(on_gpu(10.0), wall()), (wall(), on_gpu(10.0))] {
+        let comparison = two(one(&[(64, old)]), one(&[(64, new)]));
+        let cell = &comparison.rows[0].cells[1];
+        for interval in [cell.ratios.unwrap().time, cell.ratios.unwrap().paced] {
+            assert!((interval.ratio - 1.0).abs() < 1e-9, "{interval:?}");
+        }
+        assert_eq!(cell.flags, [Flag::OtherClock]);
+    }
+    // Between different devices shares are by the clock that both have, too.
+    let other = record(vec![device("other", vec![row("row 64", 64, on_gpu(10.0))])]);
+    let comparison = two(one(&[(64, wall())]), other);
+    let ratio = comparison.rows[0].cells[1].ratios.unwrap().paced.ratio;
+    assert!((ratio - 1.0).abs() < 1e-9, "{ratio}");
+    let both = two(one(&[(64, on_gpu(10.0))]), one(&[(64, on_gpu(12.0))]));
+    let figures = both.rows[0].cells[1].figures.as_ref().unwrap();
+    assert_eq!(figures.clock, Clock::Gpu);
+    assert!((figures.ms.median - 1.2).abs() < 1e-9 && (figures.wall_ms.median - 12.0).abs() < 1e-9);
+}
+
+#[test]
+fn wrong_rows_are_no_measure_of_others() {
+    let usual = || measured(2.0, 0.02, 1.0);
+    let wrong = Measured {
+        right: false,
+        ..measured(0.1, 0.02, 1.0)
+    };
+    let mut rows: Vec<_> = (64..68).map(|length| (length, usual())).collect();
+    rows.extend((70..76).map(|length| (length, wrong.clone())));
+    let comparison = two(one(&rows), one(&rows));
+    for row in &comparison.rows {
+        let cell = &row.cells[1];
+        let expected: &[Flag] = match cell.state {
+            State::Right => &[],
+            _ => &[Flag::Wrong],
+        };
+        assert_eq!(cell.flags, expected, "{}", row.workload);
+        assert_eq!(cell.right().is_some(), cell.state == State::Right);
+    }
+}
+
+#[test]
+fn records_taken_together_keep_what_differs() {
+    let tile = measured(10.0, 0.02, 1.0);
+    let matrix = on_matrices(tile.clone(), 7.0);
+    let with = |outcome: Outcome, commit: &str| Record {
+        commit: Some(commit.into()),
+        ..record(vec![device(
+            "gpu",
+            vec![
+                Row::new(&workload("row 64", 64), outcome),
+                row("row 65", 65, tile.clone()),
+            ],
+        )])
+    };
+    let ran = |measured: &Measured| Outcome::Measured(Box::new(measured.clone()));
+    let comparison = compared(&[
+        ("old", vec![with(ran(&tile), "a")]),
+        (
+            "new",
+            vec![
+                with(ran(&tile), "a"),
+                with(ran(&matrix), "b"),
+                with(ran(&tile), "a"),
+            ],
+        ),
+    ]);
+    let flags = &comparison.rows[0].cells[1].flags;
+    assert!(flags.contains(&Flag::MixedSchedules), "{flags:?}");
+    assert!(
+        !comparison.rows[1].cells[1]
+            .flags
+            .contains(&Flag::MixedSchedules)
+    );
+    assert_eq!(comparison.columns[1].commit.as_deref(), Some("a, b"));
+    // The reason is that of the state, whatever came first.
+    let reason = |reason: &str| reason.to_owned();
+    let skipped = Outcome::Skipped {
+        reason: reason("small"),
+    };
+    let failed = Outcome::Failed {
+        reason: reason("lost"),
+    };
+    let comparison = compared(&[
+        ("old", vec![with(ran(&tile), "a")]),
+        ("new", vec![with(skipped, "a"), with(failed, "a")]),
+    ]);
+    let cell = &comparison.rows[0].cells[1];
+    assert_eq!(
+        (cell.state, cell.reason.as_deref()),
+        (State::Failed, Some("lost"))
+    );
+    // Two of a kind in one machine.
+    let twins = || record(vec![device("gpu", vec![]), device("gpu", vec![])]);
+    let comparison = two(twins(), twins());
+    let labels: Vec<&str> = comparison
+        .columns
+        .iter()
+        .map(|c| c.label.as_str())
+        .collect();
+    assert_eq!(labels[..2], ["old: gpu (vulkan)", "old: gpu (vulkan) #2"]);
+}
+
+#[test]
+fn what_was_opened_differently_is_said() {
+    let with = |debug_assertions, driver: &str| {
+        let mut record = one(&[(64, measured(10.0, 0.02, 1.0))]);
+        record.devices[0].adapter.driver_info = driver.into();
+        record.devices[0].opened = Some(Opened {
+            loop_budget: if debug_assertions { 1 } else { 2 },
+            tuning: TuningMode::Off,
+            checks: Checks {
+                shader_bounds: false,
+                shader_loops: false,
+                workgroup_memory_cleared: false,
+                api_validation: false,
+                gpu_validation: false,
+                debug_assertions,
+            },
+        });
+        record
+    };
+    let comparison = two(with(false, "one"), with(true, "two"));
+    assert_eq!(
+        comparison.columns[1].differences,
+        [
+            "driver \"two\", not \"one\"",
+            "debug_assertions true, not false"
+        ]
+    );
+    let comparison = two(with(false, "one"), with(false, "one"));
+    assert!(comparison.columns[1].differences.is_empty());
+}
+
+#[test]
+fn rows_of_another_version_belong_together() {
+    let with = |name: &str, op: &str, further: u64| {
+        let mut row = row("row", 64, measured(10.0, 0.02, 1.0));
+        row.definition["name"] = name.into();
+        row.definition["op"] = op.into();
+        row.definition["further"] = further.into();
+        let text = record(vec![device("gpu", vec![row])]).to_json().unwrap();
+        Record::parse(&text).unwrap()
+    };
+    let comparison = two(with("a", "fresh", 1), with("b", "fresh", 1));
+    assert_eq!(comparison.rows.len(), 1);
+    assert!(comparison.rows[0].cells[1].ratios.is_some());
+    assert_eq!(
+        two(with("a", "fresh", 1), with("a", "fresh", 2)).rows.len(),
+        2
+    );
+}
+
+#[test]
+fn figures_that_cannot_be_are_refused() {
+    let good = one(&[(64, measured(10.0, 0.02, 1.0))]).to_json().unwrap();
+    let row = "/devices/0/rows/0";
+    for (at, value, field) in [
+        (format!("{row}/bytes"), 0.0, "bytes"),
+        (format!("{row}/operations"), 1.5e308, "operations"),
+        (
+            format!("{row}/samples/3/wall_ms"),
+            0.0,
+            "samples[3].wall_ms",
+        ),
+        (
+            format!("{row}/samples/0/pace_read_gbps"),
+            -1.0,
+            "samples[0].pace_read_gbps",
+        ),
+        (format!("{row}/share/median"), 0.0, "share"),
+        (format!("{row}/err_limit"), 0.0, "err_limit"),
+        (
+            "/devices/0/ceilings/copy_gbps".into(),
+            -1.0,
+            "ceilings.copy_gbps",
+        ),
+    ] {
+        let mut json: Value = serde_json::from_str(&good).unwrap();
+        *json.pointer_mut(&at).unwrap() = value.into();
+        let error = Record::parse(&json.to_string()).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{field}`")), "{at}: {error}");
+    }
+    let mut json: Value = serde_json::from_str(&good).unwrap();
+    json["devices"][0]["rows"][0]["samples"] = Value::Array(vec![]);
+    let error = Record::parse(&json.to_string()).unwrap_err().to_string();
+    assert!(error.contains("`samples`"), "{error}");
+    // A ceiling that could not be measured is 0, and gives a page without that roof.
+    let mut json: Value = serde_json::from_str(&good).unwrap();
+    json["devices"][0]["ceilings"]["copy_gbps"] = 0.into();
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("a.json"), json.to_string()).unwrap();
+    fs::write(folder.path().join("b.json"), good).unwrap();
+    printed(&folder, "compare a.json b.json --html page.html", 0);
 }
 
 #[test]
@@ -627,6 +836,11 @@ fn the_page_is_one_file_that_loads_nothing() {
     assert_eq!(page.matches("</script>").count(), 1);
     assert!(!page.contains("<b>|") && !page.contains("&<b>"));
     assert!(page.contains("&lt;/script&gt;&lt;script&gt;alert(1)"));
+    // As many cells in each line, so that sorting finds them.
+    let lines = page.split("<tr data-op=").skip(1);
+    let lines = lines.filter_map(|line| line.split("</tr>").next());
+    let cells: Vec<usize> = lines.map(|line| line.matches("<td").count()).collect();
+    assert!(cells.iter().all(|count| *count == cells[0]), "{cells:?}");
     // Two lines for each of six rows.
     assert_eq!(page.matches("<tr data-op=").count(), 12);
     for name in ["row 64", "row 128", "row 256", "row 512", "skipped"] {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Ceilings, Clock, Expected, Lap, Measured, Outcome, Profile, Row, Sample, Spread, Tensors,
+    Ceilings, Clock, Cost, Expected, Lap, Measured, Outcome, Profile, Row, Sample, Spread, Tensors,
     Timer, Timing, Workload, cost,
     probe::{Bounds, Pace, Probes},
     survey,
@@ -14,8 +14,8 @@ use crate::{Call, Engine, Error, Gpu, Op, Plan, Result, Schedule, Tensor, Tuning
 /// Bytes past which sets of tensors do not fit a cache together.
 const PAST_CACHES: f64 = 256e6;
 
-/// Short runs are repeated for so long ...
-const LEAST_TIME: Duration = Duration::from_millis(1500);
+/// Short runs are repeated for so long in a round ...
+const LEAST_TIME: Duration = Duration::from_millis(500);
 /// ... up to this many times as often as asked for.
 const MOST_TIMES: usize = 4;
 /// Longest wanted run of a probe, in ms.
@@ -50,50 +50,147 @@ impl<'a> Bench<'a> {
         &self.ceilings
     }
 
-    /// Times a workload and checks its result. Without a tuning, the engine chooses. What the device cannot run is
+    /// Times workloads and checks their results. Without a tuning, the engine chooses. What the device cannot run is
     /// skipped.
-    pub fn row(&self, workload: &Workload, tuning: Option<&Tuning>) -> Row {
-        let outcome = match self.measure(workload, tuning) {
-            Ok(measured) => Outcome::Measured(Box::new(measured)),
-            Err(error @ Error::Unsupported { .. }) => Outcome::Skipped {
-                reason: error.to_string(),
-            },
-            Err(error) => Outcome::Failed {
-                reason: error.to_string(),
-            },
-        };
-        Row::new(workload, outcome)
+    ///
+    /// There are [`Self::ROUNDS`] rounds over all workloads, each with tensors allocated anew, and the runs of all
+    /// rounds count together: where memory lies can make a kernel faster or slower for as long as it lies there.
+    /// `each` is told what comes next: [`Self::ROUNDS`] + 1 times per workload.
+    pub fn rows(
+        &self,
+        workloads: &[(&Workload, Option<Tuning>)],
+        mut each: impl FnMut(&Workload),
+    ) -> Vec<Row> {
+        let mut tasks: Vec<Result<Task<'_>>> = Vec::new();
+        for (workload, tuning) in workloads {
+            each(workload);
+            tasks.push(Task::new(self, workload, tuning.as_ref()));
+        }
+        for round in 0..Self::ROUNDS {
+            for (task, (workload, _)) in tasks.iter_mut().zip(workloads) {
+                each(workload);
+                if let Ok(runner) = task
+                    && let Err(error) = runner.round(self, round)
+                {
+                    *task = Err(error);
+                }
+            }
+        }
+        let rows = tasks.into_iter().zip(workloads);
+        rows.map(|(task, (workload, _))| {
+            let outcome = match task.and_then(|task| task.measured(self)) {
+                Ok(measured) => Outcome::Measured(Box::new(measured)),
+                Err(error @ Error::Unsupported { .. }) => Outcome::Skipped {
+                    reason: error.to_string(),
+                },
+                Err(error) => Outcome::Failed {
+                    reason: error.to_string(),
+                },
+            };
+            Row::new(workload, outcome)
+        })
+        .collect()
     }
 
-    fn measure(&self, workload: &Workload, tuning: Option<&Tuning>) -> Result<Measured> {
-        let gpu = self.gpu;
-        let op = workload.op();
-        // An engine of its own: compilation counts for this row.
-        let engine = gpu.engine().fresh(None);
-        let make_plan = || planned(&engine, &op, tuning);
-        let start = Instant::now();
-        let plan = make_plan()?;
-        let create = start.elapsed();
+    /// Rounds over all workloads.
+    pub const ROUNDS: usize = 3;
+}
 
-        let cost = cost(&op);
-        let inputs = workload.inputs(0);
-        let sets = Sets::new(gpu, &op, &plan, &inputs, {
+/// A workload between its rounds: what was compiled, the reference, and the runs so far. It holds no tensors.
+struct Task<'a> {
+    workload: &'a Workload,
+    tuning: Option<&'a Tuning>,
+    op: Op,
+    /// An engine of its own: compilation counts for this row.
+    engine: Engine,
+    plan: Plan,
+    cost: Cost,
+    expected: Expected,
+    create: Duration,
+    host: Profile,
+    cached: Duration,
+    laps: Vec<(Lap, Pace)>,
+    err: f64,
+    sets: usize,
+}
+
+impl<'a> Task<'a> {
+    /// Compiles a workload, and computes its reference.
+    fn new(bench: &Bench<'_>, workload: &'a Workload, tuning: Option<&'a Tuning>) -> Result<Self> {
+        let op = workload.op();
+        let engine = bench.gpu.engine().fresh(None);
+        let start = Instant::now();
+        let plan = planned(&engine, &op, tuning)?;
+        let create = start.elapsed();
+        Ok(Self {
+            workload,
+            tuning,
+            cost: cost(&op),
+            expected: workload.expected(&workload.inputs(0)),
+            op,
+            engine,
+            plan,
+            create,
+            host: Profile::default(),
+            cached: Duration::ZERO,
+            laps: Vec::new(),
+            err: 0.0,
+            sets: 0,
+        })
+    }
+
+    fn bounds<'b>(&self, bench: &'b Bench<'_>) -> Bounds<'b> {
+        let matrix = self.plan.outline().schedule == Schedule::Matrix;
+        Bounds::new(&bench.probes, &bench.ceilings, self.cost, matrix)
+    }
+
+    /// One round: tensors of its own, timed and checked. The first one also looks at where host time goes.
+    fn round(&mut self, bench: &Bench<'_>, round: usize) -> Result<()> {
+        let runs = share_of(bench.runs, round, Bench::ROUNDS);
+        if runs == 0 {
+            return Ok(());
+        }
+        let inputs = self.workload.inputs(0);
+        let sets = Sets::new(bench.gpu, &self.op, &self.plan, &inputs, {
             // More than there are runs would never have their turn.
-            ((PAST_CACHES / cost.bytes()).ceil() as usize).clamp(1, self.runs)
+            ((PAST_CACHES / self.cost.bytes()).ceil() as usize).clamp(1, runs)
         })?;
         // From here on nothing may be compiled: neither by planning again nor by running.
-        let compiled = engine.counters().misses;
+        let compiled = self.engine.counters().misses;
         let first = sets.list.first();
-        let mut host = Profile::new(gpu, create, first.map(|(_, call)| call), make_plan, || {
-            first.map(|(set, _)| set.bind(&plan)).transpose()
-        })?;
-        let matrix = plan.outline().schedule == Schedule::Matrix;
-        let bounds = Bounds::new(&self.probes, &self.ceilings, cost, matrix);
-        let laps = sets.laps(&bounds, self.runs)?;
-        host.late_pipelines = engine.counters().misses - compiled;
-        let expected = workload.expected(&inputs);
-        let err = sets.error(&expected)?;
+        if round == 0 {
+            self.host = Profile::new(
+                bench.gpu,
+                self.create,
+                first.map(|(_, call)| call),
+                || planned(&self.engine, &self.op, self.tuning),
+                || first.map(|(set, _)| set.bind(&self.plan)).transpose(),
+            )?;
+        }
+        self.laps.extend(sets.laps(&self.bounds(bench), runs)?);
+        self.host.late_pipelines += self.engine.counters().misses - compiled;
+        // f64::max passes over NaN, which no error is.
+        self.err = self.err.max(sets.error(&self.expected)?);
+        self.sets += sets.list.len();
+        if round == 0 {
+            let again = self.engine.fresh(Some(&self.engine));
+            self.cached = sets.first_result(&again, self.tuning)?;
+        }
+        Ok(())
+    }
 
+    /// All rounds together.
+    fn measured(self, bench: &Bench<'_>) -> Result<Measured> {
+        let bounds = self.bounds(bench);
+        let Self {
+            plan,
+            cost,
+            expected,
+            host,
+            laps,
+            err,
+            ..
+        } = self;
         let timing = Timing::of(&laps.iter().map(|(lap, _)| *lap).collect::<Vec<_>>())?;
         let clock = timing.gpu.map_or(Clock::Wall, |_| Clock::Gpu);
         let never = || Error::invalid("runs", "0", "run at least once");
@@ -117,7 +214,6 @@ impl<'a> Bench<'a> {
         let pace = Pace::median(&paces).ok_or_else(never)?;
         let ms = timing.median();
         let without_run = |first: f64| (first - timing.wall.median).max(0.0);
-        let again = sets.first_result(&engine.fresh(Some(&engine)), tuning)?;
         Ok(Measured {
             schedule: plan.outline().schedule.to_string(),
             why: plan.outline().why.clone(),
@@ -135,12 +231,17 @@ impl<'a> Bench<'a> {
             err_limit: expected.err_limit,
             right: err <= expected.err_limit && host.late_pipelines == 0,
             first_compile_ms: without_run(host.create_ms + host.first_ms),
-            cached_compile_ms: without_run(again.as_secs_f64() * 1e3),
+            cached_compile_ms: without_run(self.cached.as_secs_f64() * 1e3),
             scratch_bytes: plan.scratch_bytes(),
-            sets: sets.list.len() as u32,
+            sets: self.sets as u32,
             host,
         })
     }
+}
+
+/// The part of `runs` that falls to one of several rounds: as even as can be, the first ones having more.
+fn share_of(runs: usize, round: usize, rounds: usize) -> usize {
+    runs / rounds + usize::from(round < runs % rounds)
 }
 
 fn planned(engine: &Engine, op: &Op, tuning: Option<&Tuning>) -> Result<Plan> {
@@ -236,7 +337,7 @@ impl<'a> Sets<'a> {
             }
         }
         self.list.iter().try_fold(0.0f64, |worst, (set, _)| {
-            Ok(worst.max(set.error(self.gpu, expected)?))
+            Ok(worst.max(set.error(self.gpu, self.op, expected)?))
         })
     }
 

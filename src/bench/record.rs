@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Adapter, Ceilings, Opened, Profile, Spread, Workload};
 use crate::{DType, Error, Result};
@@ -20,8 +21,8 @@ pub struct Record {
     pub version: u32,
     /// Version of foveate.
     pub foveate: String,
-    /// Commit of the folder that the program was built in, if it is still there; ends in "-dirty" where files
-    /// differ from the commit.
+    /// Commit of the source folder that the program was built from, as it was when the record was made, if it is
+    /// still there; ends in "-dirty" where files differ from the commit.
     pub commit: Option<String>,
     /// The suite, or the name of the file of shapes.
     pub suite: String,
@@ -58,8 +59,9 @@ pub struct Row {
     /// The op and its shape, in words.
     pub shape: String,
     /// The workload, as a file of shapes has it. Rows of two records whose definitions are equal but for the name
-    /// belong together.
-    pub definition: Workload,
+    /// belong together. One that this version does not know, of another version's op say, stays as it is.
+    #[schemars(with = "Workload")]
+    pub definition: Value,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -94,7 +96,7 @@ pub struct Measured {
     pub clock: Clock,
     /// Time on the GPU, in ms, between timestamps around the pass; none where the device has none.
     pub gpu_ms: Option<Spread>,
-    /// Wall time, in ms, from submission to the end of the wait.
+    /// Wall time, in ms, of recording, submitting and waiting for a run.
     pub wall_ms: Spread,
     /// Floating-point operations of the op's definition, at the median time, in GFLOP/s.
     pub gflops: f64,
@@ -212,9 +214,14 @@ impl Row {
             op: workload.family().into(),
             dtype: workload.dtype(),
             shape: workload.describe(),
-            definition: workload.clone(),
+            definition: serde_json::to_value(workload).unwrap_or_default(),
             outcome,
         }
+    }
+
+    /// The workload, where this version knows it.
+    pub fn known(&self) -> Option<Workload> {
+        serde_json::from_value(self.definition.clone()).ok()
     }
 
     /// What was measured, if anything.
@@ -292,12 +299,17 @@ impl Record {
             }
             _ => return wrong(format!("`format` is not \"{}\"", Self::FORMAT), MAKE),
         }
-        serde_json::from_str(text).or_else(|error| {
-            wrong(
-                format!("does not follow docs/bench-record.schema.json ({error})"),
-                MAKE,
-            )
-        })
+        let record: Self = match serde_json::from_str(text) {
+            Ok(record) => record,
+            Err(error) => {
+                let found = format!("does not follow docs/bench-record.schema.json ({error})");
+                return wrong(found, MAKE);
+            }
+        };
+        match record.impossible() {
+            Some(found) => wrong(found, MAKE),
+            None => Ok(record),
+        }
     }
 
     /// The record as JSON.
@@ -314,6 +326,101 @@ impl Record {
     /// [`Error::File`] when there is no JSON of it.
     pub fn schema() -> Result<String> {
         schema_text(&schemars::schema_for!(Self))
+    }
+}
+
+/// Numbers of measurements beyond these are none.
+const LEAST: f64 = 1e-30;
+const MOST: f64 = 1e30;
+
+impl Record {
+    /// The first field whose value no measurement has, in words.
+    fn impossible(&self) -> Option<String> {
+        self.devices.iter().find_map(|device| {
+            let ceilings = device.ceilings.as_ref().and_then(Ceilings::impossible);
+            let ceilings = ceilings.map(|field| format!("`ceilings.{field}`"));
+            let row = |row: &Row| {
+                let field = row.measured()?.impossible()?;
+                Some(format!("`{field}` of the row \"{}\"", row.workload))
+            };
+            let found = ceilings.or_else(|| device.rows.iter().find_map(row))?;
+            Some(format!("{found} is no measurement"))
+        })
+    }
+}
+
+impl Ceilings {
+    /// The first field that is no rate. 0 is one: of what could not be measured.
+    fn impossible(&self) -> Option<&'static str> {
+        let fields = [
+            ("fma_gflops", Some(self.fma_gflops)),
+            ("fma_f16_gflops", self.fma_f16_gflops),
+            ("matrix_gflops", self.matrix_gflops),
+            ("read_gbps", Some(self.read_gbps)),
+            ("copy_gbps", Some(self.copy_gbps)),
+            ("workgroup_gbps", self.workgroup_gbps),
+            ("dispatch_us", Some(self.dispatch_us)),
+            ("submit_us", Some(self.submit_us)),
+            ("upload_gbps", Some(self.upload_gbps)),
+            ("readback_gbps", Some(self.readback_gbps)),
+        ];
+        let wrong = |value: &f64| !(0.0..MOST).contains(value);
+        let mut fields = fields.into_iter();
+        fields
+            .find(|(_, value)| value.as_ref().is_some_and(wrong))
+            .map(|(name, _)| name)
+    }
+}
+
+impl Measured {
+    /// The first field whose value cannot be.
+    fn impossible(&self) -> Option<String> {
+        let spread = |name: &str, spread: &Spread| {
+            [spread.median, spread.p10, spread.p90].map(|value| (name.to_owned(), value))
+        };
+        let mut above: Vec<(String, f64)> = [
+            ("bytes", self.bytes),
+            ("gbps", self.gbps),
+            ("err_limit", self.err_limit),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        above.extend(spread("wall_ms", &self.wall_ms));
+        above.extend(self.gpu_ms.iter().flat_map(|gpu| spread("gpu_ms", gpu)));
+        above.extend(spread("share", &self.share));
+        for (place, run) in self.samples.iter().enumerate() {
+            let fields = [
+                ("wall_ms", Some(run.wall_ms)),
+                ("gpu_ms", run.gpu_ms),
+                ("pace_gflops", Some(run.pace_gflops)),
+                ("pace_matrix_gflops", run.pace_matrix_gflops),
+                ("pace_read_gbps", Some(run.pace_read_gbps)),
+                ("pace_copy_gbps", Some(run.pace_copy_gbps)),
+                ("share", Some(run.share)),
+            ];
+            let there = fields
+                .into_iter()
+                .filter_map(|(name, value)| Some((format!("samples[{place}].{name}"), value?)));
+            above.extend(there);
+        }
+        // An op may do no arithmetic, and an error may be 0.
+        let from_zero = [
+            ("operations", self.operations),
+            ("gflops", self.gflops),
+            ("err", self.err.unwrap_or(0.0)),
+            ("first_compile_ms", self.first_compile_ms),
+            ("cached_compile_ms", self.cached_compile_ms),
+        ];
+        if self.samples.is_empty() {
+            return Some("samples".into());
+        }
+        let above = above.into_iter();
+        let mut above = above.filter(|(_, value)| !(LEAST..MOST).contains(value));
+        let mut from_zero = from_zero
+            .into_iter()
+            .filter(|(_, value)| !(0.0..MOST).contains(value));
+        let found = above.next().map(|(name, _)| name);
+        found.or_else(|| from_zero.next().map(|(name, _)| name.to_owned()))
     }
 }
 

@@ -175,23 +175,31 @@ impl Tensors {
         gpu.upload_u32(&vec![WRONG; count], [words])
     }
 
-    /// The error of the output, or of the state that is carried on where that is more.
-    pub(super) fn error(&self, gpu: &Gpu, expected: &Expected) -> Result<f64> {
-        let output = reference::error(&gpu.download(self.output())?, &expected.values);
-        let indices = (self.others.iter()).find(|(slot, _)| *slot == Slot::Indices);
-        if let Some((_, indices)) = indices
-            && gpu.download_u32(indices)? != expected.indices
-        {
-            return Ok(f64::INFINITY);
+    /// The largest error of all that is written: the output, indices, and what is carried on.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a tensor that nothing is expected of.
+    pub(super) fn error(&self, gpu: &Gpu, op: &Op, expected: &Expected) -> Result<f64> {
+        let carried = (self.inputs.iter()).filter(|(slot, _)| op.is_output(*slot));
+        let beside = carried.chain(&self.others);
+        let mut worst = reference::error(&gpu.download(self.output())?, &expected.values);
+        for (slot, tensor) in beside {
+            let error = match slot {
+                Slot::Indices if gpu.download_u32(tensor)? == expected.indices => 0.0,
+                Slot::Indices => f64::INFINITY,
+                Slot::FinalState => reference::error(&gpu.download(tensor)?, &expected.state),
+                Slot::FinalSum => reference::error(&gpu.download(tensor)?, &expected.sum),
+                _ => {
+                    return Err(Error::invalid(
+                        "workload",
+                        format!("writes {slot:?}, of which the benchmark expects nothing"),
+                        "check that tensor in src/bench/tensors.rs",
+                    ));
+                }
+            };
+            worst = worst.max(error);
         }
-        let state = (self.inputs.iter()).find(|(slot, _)| *slot == Slot::FinalState);
-        match state {
-            Some((_, state)) => {
-                let state = reference::error(&gpu.download(state)?, &expected.state);
-                Ok(output.max(state))
-            }
-            None => Ok(output),
-        }
+        Ok(worst)
     }
 }
 

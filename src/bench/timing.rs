@@ -14,7 +14,7 @@ use crate::{
 /// Median and spread of repeated measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Spread {
-    /// Half are below.
+    /// Half are below: the middle one, or half way between the two in the middle.
     pub median: f64,
     /// A tenth are below.
     pub p10: f64,
@@ -32,8 +32,10 @@ impl Spread {
             let place = (share * (values.len().checked_sub(1)? as f64)).round() as usize;
             values.get(place).copied()
         };
+        let upper = values.get(values.len() / 2).copied()?;
+        let lower = values.get((values.len() - 1) / 2).copied()?;
         Some(Self {
-            median: at(0.5)?,
+            median: lower + (upper - lower) / 2.0,
             p10: at(0.1)?,
             p90: at(0.9)?,
             runs: values.len(),
@@ -55,7 +57,7 @@ impl Spread {
 /// How long a call took.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Timing {
-    /// From submission to the end of the wait.
+    /// From recording to the end of the wait.
     pub wall: Spread,
     /// Between timestamps around the pass, where the device has them.
     pub gpu: Option<Spread>,
@@ -90,7 +92,7 @@ pub fn time(gpu: &Gpu, calls: &[Call], runs: usize) -> Result<Timing> {
 /// How long one run took, in ms.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Lap {
-    /// From submission to the end of the wait.
+    /// From recording to the end of the wait.
     pub wall: f64,
     /// Between timestamps around the pass, where the device has them and its clock moved.
     pub gpu: Option<f64>,
@@ -223,5 +225,20 @@ impl Stamps {
             .zip(ticks.first())
             .and_then(|(end, start)| end.checked_sub(*start))
             .map(|ticks| ticks as f64 * period / 1e6))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spread;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let median = |values: &[f64]| Spread::of(values.to_vec()).map(|spread| spread.median);
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[4.0]), Some(4.0));
+        assert_eq!(median(&[3.0, 1.0]), Some(2.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), Some(3.0));
     }
 }

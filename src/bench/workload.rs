@@ -641,6 +641,7 @@ impl Workload {
             .map(|data| data.iter().map(|&x| x.into()).collect())
             .collect();
         let mut state = Vec::new();
+        let mut sum = Vec::new();
         let mut indices = Vec::new();
         let values = match (&op, wide.as_slice()) {
             (Op::TopK(op), _) => {
@@ -675,6 +676,7 @@ impl Workload {
                 });
                 if linear.in_place {
                     state = outputs.state;
+                    sum = outputs.sum;
                 }
                 outputs.o
             }
@@ -754,6 +756,7 @@ impl Workload {
         Expected {
             values,
             state,
+            sum,
             indices,
             // f64::max passes over NaN, from a reference of zeros.
             err_limit: (of_largest * largest / rms).max(of_rms),
@@ -819,6 +822,8 @@ pub struct Expected {
     pub values: Vec<f64>,
     /// The state that is carried on, in f64; empty without one.
     pub state: Vec<f64>,
+    /// The sum of keys that is carried on with it, in f64; empty without one.
+    pub sum: Vec<f64>,
     /// The indices beside the values of a selection; empty of other ops.
     pub indices: Vec<u32>,
     /// The most that [`reference::error`] may be against them; see [`super::Measured::err_limit`].

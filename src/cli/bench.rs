@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
         check_place(path, "--out")?;
     }
     let adapters = super::one_or_all(globals)?;
-    let steps = adapters.len() * (workloads.len() + 1);
+    let steps = adapters.len() * (workloads.len() * (Bench::ROUNDS + 1) + 1);
     let progress = super::progress(steps as u64, globals);
     let record = Record {
         format: Record::FORMAT.into(),
@@ -152,26 +152,29 @@ fn measure(
     let bench = Bench::new(&gpu, args.runs as usize)?;
     record.ceilings = Some(*bench.ceilings());
     progress.inc(1);
-    for workload in workloads {
+    let base = if args.quick_start {
+        Tuning::QUICK_START
+    } else {
+        Tuning::default()
+    };
+    let tuned: Vec<(&Workload, Option<Tuning>)> = workloads
+        .iter()
+        .map(|workload| match (workload, args.schedule) {
+            (Workload::Attention(_), Some(schedule)) => {
+                let schedule = Some(schedule.into());
+                (workload, Some(Tuning { schedule, ..base }))
+            }
+            _ => (workload, args.quick_start.then_some(base)),
+        })
+        .collect();
+    record.rows = bench.rows(&tuned, |workload| {
         progress.set_message(workload.name().to_owned());
-        let base = if args.quick_start {
-            Tuning::QUICK_START
-        } else {
-            Tuning::default()
-        };
-        let tuning = match (workload, args.schedule) {
-            (Workload::Attention(_), Some(schedule)) => Some(Tuning {
-                schedule: Some(schedule.into()),
-                ..base
-            }),
-            _ => args.quick_start.then_some(base),
-        };
-        let row = bench.row(workload, tuning.as_ref());
-        if let (Some(ceilings), Some(measured)) = (&mut record.ceilings, row.measured()) {
+        progress.inc(1);
+    });
+    if let Some(ceilings) = &mut record.ceilings {
+        for measured in record.rows.iter().filter_map(Row::measured) {
             ceilings.raise(measured);
         }
-        record.rows.push(row);
-        progress.inc(1);
     }
     Ok(())
 }

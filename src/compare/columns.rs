@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::bench::{Adapter, Ceilings, DeviceRecord, Record};
 
@@ -29,9 +30,11 @@ pub struct Column {
     pub adapter: Adapter,
     /// Version of foveate.
     pub foveate: String,
-    /// Commit of foveate.
+    /// Commit of foveate; several where records that are taken together differ.
     pub commit: Option<String>,
-    /// The device's own ceilings.
+    /// What differs from how the reference was opened, where that is the same device.
+    pub differences: Vec<String>,
+    /// The device's own ceilings; of records that are taken together, those of the first.
     pub ceilings: Option<Ceilings>,
     /// Why there are no rows.
     pub error: Option<String>,
@@ -67,6 +70,8 @@ impl Against {
 /// A column with the records of its device: more than one where runs count together.
 #[derive(Debug)]
 pub(super) struct Device<'a> {
+    /// The label, before equal ones have numbers.
+    pub called: String,
     pub column: Column,
     pub records: Vec<&'a DeviceRecord>,
 }
@@ -94,11 +99,16 @@ pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
                 taken.push(twin.unwrap_or(devices.len()));
                 if let Some(twin) = twin.and_then(|place| devices.get_mut(place)) {
                     twin.records.push(device);
+                    if let (Some(known), Some(commit)) = (&mut twin.column.commit, &record.commit)
+                        && !known.split(", ").any(|other| other == commit)
+                    {
+                        *known = format!("{known}, {commit}");
+                    }
                     twin.column.error = twin.column.error.take().or(device.error.clone());
                     continue;
                 }
                 let adapter = &device.adapter;
-                let label = if several {
+                let called = if several {
                     format!("{name}: {} ({})", adapter.name, adapter.backend)
                 } else {
                     name.clone()
@@ -111,6 +121,14 @@ pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
                     source > 0 && first.column.source == 0 && same(&first.column.adapter, adapter)
                 });
                 let twin = twin.map(|(place, _)| place).nth(before.count());
+                // Two equal devices of one record have numbers.
+                let alike = devices.iter();
+                let alike = alike.filter(|other| other.column.source == source);
+                let number = 1 + alike.filter(|other| other.called == called).count();
+                let label = match number {
+                    1 => called.clone(),
+                    number => format!("{called} #{number}"),
+                };
                 // Devices of one record are there to be compared with one another; those of several are not.
                 let (against, reference) = match twin {
                     _ if devices.is_empty() => (Against::Reference, None),
@@ -118,7 +136,13 @@ pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
                     None if source == 0 || only_ones => (Against::Other, Some(0)),
                     None => (Against::Nothing, None),
                 };
+                let twin = devices.get(reference.unwrap_or(usize::MAX));
+                let before = twin.filter(|_| against == Against::Same);
+                let before = before.and_then(|twin| twin.records.first());
+                let differences =
+                    before.map_or_else(Vec::new, |before| differences(before, device));
                 devices.push(Device {
+                    called,
                     column: Column {
                         label,
                         source,
@@ -127,6 +151,7 @@ pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
                         adapter: adapter.clone(),
                         foveate: record.foveate.clone(),
                         commit: record.commit.clone(),
+                        differences,
                         ceilings: device.ceilings,
                         error: device.error.clone(),
                     },
@@ -136,6 +161,37 @@ pub(super) fn devices(sources: &[Source]) -> Vec<Device<'_>> {
         }
     }
     devices
+}
+
+/// What differs in how the same device was opened, field by field.
+fn differences(before: &DeviceRecord, now: &DeviceRecord) -> Vec<String> {
+    let fields = |device: &DeviceRecord| -> Vec<(String, Value)> {
+        let mut fields = vec![(
+            "driver".to_owned(),
+            device.adapter.driver_info.clone().into(),
+        )];
+        let opened = device.opened.map(|opened| serde_json::json!(opened));
+        for (name, value) in opened.iter().filter_map(Value::as_object).flatten() {
+            match value.as_object() {
+                Some(parts) => {
+                    let parts = parts
+                        .iter()
+                        .map(|(name, value)| (name.clone(), value.clone()));
+                    fields.extend(parts);
+                }
+                // Measured, and so never quite the same.
+                None if name == "loop_budget" => {}
+                None => fields.push((name.clone(), value.clone())),
+            }
+        }
+        fields
+    };
+    let before = fields(before);
+    let differ = |(name, value): (String, Value)| {
+        let (_, other) = before.iter().find(|(other, _)| *other == name)?;
+        (*other != value).then(|| format!("{name} {value}, not {other}"))
+    };
+    fields(now).into_iter().filter_map(differ).collect()
 }
 
 /// Whether two records are of the same kind of device.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     columns::Device,
     ratio::Verdict,
-    rows::{Figures, Row, State},
+    rows::{Cell, Figures, Row, State},
 };
 use crate::bench::Spread;
 
@@ -33,6 +33,10 @@ pub enum Flag {
     ErrorHigh,
     /// The schedule is not that of its reference.
     OtherSchedule,
+    /// Records of this device that were taken together have different schedules.
+    MixedSchedules,
+    /// The other record's clock is another one; ratios are of wall times.
+    OtherClock,
     /// Runs differ much, even at equal pace: one in ten took less than half as long as another one in ten.
     Noisy,
 }
@@ -41,15 +45,17 @@ impl Flag {
     /// In a few words.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Wrong => "wrong",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-            Self::Missing => "missing",
+            Self::Wrong => State::Wrong.word(),
+            Self::Failed => State::Failed.word(),
+            Self::Skipped => State::Skipped.word(),
+            Self::Missing => State::Missing.word(),
             Self::Slower => "slower",
             Self::Faster => "faster",
             Self::SlowForClass => "slow for its class",
             Self::ErrorHigh => "error high",
             Self::OtherSchedule => "other schedule",
+            Self::MixedSchedules => "mixed schedules",
+            Self::OtherClock => "other clock",
             Self::Noisy => "noisy",
         }
     }
@@ -91,7 +97,7 @@ fn flags(rows: &[Row], row: &Row, column: usize, reference: Option<usize>) -> Ve
         return Vec::new();
     };
     let twin = reference.and_then(|place| row.cells.get(place));
-    let twin = twin.and_then(|cell| cell.figures.as_ref());
+    let twin = twin.and_then(Cell::right);
     let mut flags = Vec::new();
     match cell.state {
         State::Right => {}
@@ -105,12 +111,13 @@ fn flags(rows: &[Row], row: &Row, column: usize, reference: Option<usize>) -> Ve
         Some(Verdict::Faster) => flags.push(Flag::Faster),
         Some(Verdict::Alike) | None => {}
     }
-    let Some(figures) = &cell.figures else {
+    // Speed and error of what is wrong say nothing more.
+    let Some(figures) = cell.right() else {
         return flags;
     };
     let class = |of_class: &dyn Fn(&Row, &Figures) -> Option<f64>| {
         let figures = rows.iter().filter_map(|other| {
-            let figures = other.cells.get(column)?.figures.as_ref()?;
+            let figures = other.cells.get(column)?.right()?;
             of_class(other, figures)
         });
         let class = Spread::of(figures.collect());
@@ -134,6 +141,12 @@ fn flags(rows: &[Row], row: &Row, column: usize, reference: Option<usize>) -> Ve
     }
     if twin.is_some_and(|twin| twin.schedule != figures.schedule) {
         flags.push(Flag::OtherSchedule);
+    }
+    if figures.mixed_schedules {
+        flags.push(Flag::MixedSchedules);
+    }
+    if twin.is_some_and(|twin| twin.clock != figures.clock) {
+        flags.push(Flag::OtherClock);
     }
     if figures.share.p90 > NOISY * figures.share.p10 {
         flags.push(Flag::Noisy);

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     DType,
-    bench::{self, Bound, Measured, Outcome, Spread},
+    bench::{self, Bound, Clock, Measured, Outcome, Sample, Spread},
 };
 
 /// A workload on every device.
@@ -45,9 +45,9 @@ pub struct Cell {
     pub ratios: Option<Ratios>,
     /// What is unusual.
     pub flags: Vec<Flag>,
-    /// The runs that ratios come from.
+    /// The runs that ratios come from, record by record, each with the clock of its shares.
     #[serde(skip)]
-    pub(super) runs: Runs,
+    pub(super) samples: Vec<(Clock, Vec<Sample>)>,
 }
 
 /// What came of a workload on a device.
@@ -86,8 +86,14 @@ pub struct Figures {
     pub schedule: String,
     /// Which ceiling is the lower one.
     pub bound: Bound,
+    /// Records of this device that were taken together have different schedules; `schedule` is the first one's.
+    pub mixed_schedules: bool,
+    /// The clock that `ms` is by.
+    pub clock: Clock,
     /// Time that counts, in ms.
     pub ms: Spread,
+    /// Wall time, in ms.
+    pub wall_ms: Spread,
     /// GFLOP/s at the median.
     pub gflops: f64,
     /// GB/s at the median.
@@ -100,6 +106,8 @@ pub struct Figures {
     pub err: Option<f64>,
     /// The most that is right.
     pub err_limit: f64,
+    /// Pipelines that were created after the first plan, which makes a row wrong.
+    pub late_pipelines: u64,
     /// Compilation in a new engine, in ms.
     pub first_compile_ms: f64,
     /// The same when the pipeline cache knows it, in ms.
@@ -108,7 +116,7 @@ pub struct Figures {
     pub scratch_bytes: u64,
 }
 
-/// Runs of a cell, record by record.
+/// Runs of a cell by one clock, record by record.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Runs {
     /// Times.
@@ -119,6 +127,24 @@ pub(super) struct Runs {
     pub shares: Vec<Vec<f64>>,
 }
 
+impl Runs {
+    /// All runs by this clock.
+    fn of(samples: &[(Clock, Vec<Sample>)], clock: Clock) -> Self {
+        let each = |value: &dyn Fn(Clock, &Sample) -> f64| {
+            let records = samples.iter();
+            records
+                .map(|(own, runs)| runs.iter().map(|run| value(*own, run)).collect())
+                .collect()
+        };
+        Self {
+            ms: each(&|_, run| run.ms(clock)),
+            paced: each(&|_, run| run.ms(clock) * run.pace()),
+            // Shares are by the record's own clock.
+            shares: each(&|own, run| run.share * run.ms(own) / run.ms(clock)),
+        }
+    }
+}
+
 /// A workload by its definition alone, whatever it is called. The number tells those apart that a record has twice.
 type Key = (String, usize);
 
@@ -126,7 +152,16 @@ type Key = (String, usize);
 fn keyed(record: &bench::DeviceRecord) -> Vec<(Key, &bench::Row)> {
     let mut seen: Vec<String> = Vec::new();
     let rows = record.rows.iter().map(|row| {
-        let definition = format!("{:?}", row.definition.clone().named(""));
+        let definition = match row.known() {
+            Some(workload) => format!("{:?}", workload.named("")),
+            None => {
+                let mut definition = row.definition.clone();
+                if let Some(fields) = definition.as_object_mut() {
+                    fields.remove("name");
+                }
+                definition.to_string()
+            }
+        };
         let before = seen.iter().filter(|other| **other == definition).count();
         seen.push(definition.clone());
         ((definition, before), row)
@@ -167,13 +202,19 @@ pub(super) fn rows(devices: &[Device<'_>]) -> Vec<Row> {
                     .all(|cell| cell.state == State::Right);
                 let first = devices.get(device.column.reference?)?;
                 let alike = columns::same(&first.column.adapter, &device.column.adapter);
-                right.then(|| Ratios::of(&reference.runs, &cell.runs, alike))?
+                // By the clock that both have.
+                let clock = match (reference.clock(), cell.clock()) {
+                    (Clock::Gpu, Clock::Gpu) => Clock::Gpu,
+                    _ => Clock::Wall,
+                };
+                let [before, now] = [reference, cell].map(|cell| Runs::of(&cell.samples, clock));
+                right.then(|| Ratios::of(&before, &now, alike))?
             })
             .collect();
         for (cell, ratios) in cells.iter_mut().zip(ratios) {
             cell.ratios = ratios;
         }
-        let (length, series) = row.definition.series().unzip();
+        let (length, series) = row.known().and_then(|workload| workload.series()).unzip();
         Row {
             workload: row.workload.clone(),
             op: row.op.clone(),
@@ -191,8 +232,6 @@ impl Cell {
     /// What came of a workload in all records of a device: the worst of them.
     fn of(outcomes: &[Option<Outcome>]) -> Self {
         let state = |outcome: &Option<Outcome>| match outcome {
-            // Without runs there is nothing to compare.
-            Some(Outcome::Measured(measured)) if measured.samples.is_empty() => State::Missing,
             Some(Outcome::Measured(measured)) if measured.right => State::Right,
             Some(Outcome::Measured(_)) => State::Wrong,
             Some(Outcome::Failed { .. }) => State::Failed,
@@ -203,7 +242,11 @@ impl Cell {
         let worst = order
             .into_iter()
             .find(|&bad| outcomes.iter().any(|outcome| state(outcome) == bad));
-        let reason = outcomes.iter().flatten().find_map(|outcome| match outcome {
+        // The reason of the outcome that counts.
+        let of_worst = outcomes
+            .iter()
+            .filter(|outcome| Some(state(outcome)) == worst);
+        let reason = of_worst.flatten().find_map(|outcome| match outcome {
             Outcome::Failed { reason } | Outcome::Skipped { reason } => Some(reason.clone()),
             Outcome::Measured(_) => None,
         });
@@ -215,51 +258,61 @@ impl Cell {
                 _ => None,
             })
             .collect();
-        let runs = Runs {
-            ms: each(&measured, |one| {
-                one.samples.iter().map(|run| run.ms(one.clock)).collect()
-            }),
-            paced: each(&measured, |one| {
-                let samples = one.samples.iter();
-                samples.map(|run| run.ms(one.clock) * run.pace()).collect()
-            }),
-            shares: each(&measured, |one| {
-                one.samples.iter().map(|run| run.share).collect()
-            }),
-        };
-        Self {
+        let mut cell = Self {
             state: worst.unwrap_or(State::Right),
             reason,
-            figures: Figures::of(&measured, &runs),
+            figures: None,
             ratios: None,
             flags: Vec::new(),
-            runs,
-        }
+            samples: measured
+                .iter()
+                .map(|one| (one.clock, one.samples.clone()))
+                .collect(),
+        };
+        cell.figures = Figures::of(&measured, &cell);
+        cell
     }
-}
 
-fn each(measured: &[&Measured], list: impl Fn(&Measured) -> Vec<f64>) -> Vec<Vec<f64>> {
-    measured.iter().map(|one| list(one)).collect()
+    /// What was measured, where it is right.
+    pub fn right(&self) -> Option<&Figures> {
+        let right = self.state == State::Right;
+        self.figures.as_ref().filter(|_| right)
+    }
+
+    /// The clock of all runs: the GPU's only where each of them has it.
+    fn clock(&self) -> Clock {
+        let gpu = self.samples.iter().all(|(clock, runs)| {
+            *clock == Clock::Gpu && runs.iter().all(|run| run.gpu_ms.is_some())
+        });
+        if gpu { Clock::Gpu } else { Clock::Wall }
+    }
 }
 
 impl Figures {
     /// Of all records: their runs together, the largest error, the first compilations.
-    fn of(measured: &[&Measured], runs: &Runs) -> Option<Self> {
+    fn of(measured: &[&Measured], cell: &Cell) -> Option<Self> {
         let first = measured.first()?;
+        let clock = cell.clock();
+        let runs = Runs::of(&cell.samples, clock);
+        let wall = Runs::of(&cell.samples, Clock::Wall);
         // A record may have been written without its samples.
         let ms = Spread::of(runs.ms.concat()).unwrap_or(first.ms());
         let share = Spread::of(runs.shares.concat()).unwrap_or(first.share);
         let errors: Option<Vec<f64>> = measured.iter().map(|one| one.err).collect();
         Some(Self {
             schedule: first.schedule.clone(),
+            mixed_schedules: measured.iter().any(|one| one.schedule != first.schedule),
             bound: first.bound,
+            clock,
             ms,
+            wall_ms: Spread::of(wall.ms.concat()).unwrap_or(first.wall_ms),
             gflops: first.operations / ms.median / 1e6,
             gbps: first.bytes / ms.median / 1e6,
             intensity: first.operations / first.bytes,
             share,
             err: errors.map(|errors| errors.into_iter().fold(0.0, f64::max)),
             err_limit: first.err_limit,
+            late_pipelines: measured.iter().map(|one| one.host.late_pipelines).sum(),
             first_compile_ms: first.first_compile_ms,
             cached_compile_ms: first.cached_compile_ms,
             scratch_bytes: first.scratch_bytes,

@@ -11,7 +11,25 @@
     if (numbers.every(Number.isFinite)) return numbers[0] - numbers[1];
     return a.localeCompare(b, "en");
   };
-  [...table.tHead.rows[0].cells].forEach((head, place) => {
+  const heads = [...table.tHead.rows[0].cells];
+  const sort = (place, down) => {
+    for (const head of heads) head.removeAttribute("aria-sort");
+    heads[place]?.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const sorted = [...lines];
+    if (place in heads)
+      sorted.sort((a, b) => {
+        const [x, y] = [value(a, place), value(b, place)];
+        // What has no figure comes last either way.
+        if (x === "" || y === "") return (x === "") - (y === "");
+        return down ? order(y, x) : order(x, y);
+      });
+    body.append(...sorted);
+  };
+  const choice = form.elements.sort;
+  heads.forEach((head, place) => {
+    // A phone does not show the heads.
+    choice.add(new Option(`${head.innerText.replace(/\s+/g, " ")}, up`, `${place} up`));
+    choice.add(new Option(`${head.innerText.replace(/\s+/g, " ")}, down`, `${place} down`));
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
@@ -19,16 +37,13 @@
     head.scope = "col";
     button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const sorted = [...lines].sort((a, b) => {
-        const [x, y] = [value(a, place), value(b, place)];
-        // What has no figure comes last either way.
-        if (x === "" || y === "") return (x === "") - (y === "");
-        return down ? order(y, x) : order(x, y);
-      });
-      body.append(...sorted);
+      sort(place, down);
+      choice.value = `${place} ${down ? "down" : "up"}`;
     });
+  });
+  choice.addEventListener("change", () => {
+    const [place, way] = choice.value.split(" ");
+    sort(place === "" ? -1 : Number(place), way === "down");
   });
   const filter = () => {
     const { text, op, record, unusual, count } = form.elements;

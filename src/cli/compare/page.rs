@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
     plots,
-    tables::{bound, digits, error, flags, interval, ms, percent},
+    tables::{bound, digits, error, flags, interval, ms, opened, percent},
 };
 use crate::{
     DType, Result,
@@ -140,6 +140,7 @@ fn devices(comparison: &Comparison) -> Markup {
                 td data-label="Device" {
                     (column.adapter.name)
                     small { (column.adapter.backend) ", " (column.adapter.driver_info) }
+                    @if let Some(words) = opened(column) { small { (words) } }
                     @if let Some(error) = &column.error { small.bad { "failed: " (error) } }
                 }
                 td data-label="foveate" {
@@ -285,6 +286,7 @@ fn rows(comparison: &Comparison, ops: &[&str]) -> Markup {
                     option value=(place) { (column.label) }
                 }
             } }
+            label { "Sort " select name="sort" { option value="" { "as measured" } } }
             label.check { input type="checkbox" name="unusual"; " unusual only" }
             output name="count" {}
         }
@@ -318,9 +320,13 @@ fn line(row: &Row, cell: &Cell, place: usize, column: &Column) -> Markup {
             td data-label="Record" data-v=(place) { (swatch(place)) (column.label) }
             @match &cell.figures {
                 Some(figures) => (measured(figures, cell)),
-                None => td colspan="9" {
-                    (cell.state.word())
-                    @if let Some(reason) = &cell.reason { small { (reason) } }
+                // As many cells as a row with figures has, so that sorting finds them.
+                None => {
+                    td data-label="Schedule" {
+                        (cell.state.word())
+                        @if let Some(reason) = &cell.reason { small { (reason) } }
+                    }
+                    @for _ in 0..8 { td.none {} }
                 },
             }
             td.bad[cell.state == State::Wrong || cell.state == State::Failed] data-label="Notes" data-v=(cell.flags.len()) {

@@ -10,7 +10,7 @@ use super::tables::{digits, percent};
 use crate::{
     DType, Error, Result,
     bench::Ceilings,
-    compare::{Comparison, Figures, Row},
+    compare::{Cell, Comparison, Figures, Row},
 };
 
 /// Text and axes, as the page's style sheet knows them.
@@ -77,7 +77,7 @@ pub(super) fn bars(comparison: &Comparison, rows: &[&Row]) -> Result<String> {
     // The same scale for all.
     let shares = comparison.rows.iter().flat_map(|row| &row.cells);
     let most = shares
-        .filter_map(|cell| cell.figures.as_ref())
+        .filter_map(Cell::right)
         .fold(1.0, |most: f64, figures| most.max(figures.share.median));
     svg([WIDTH, height.unsigned_abs()], |area| {
         // Room for the figure at the end of the longest bar.
@@ -88,7 +88,7 @@ pub(super) fn bars(comparison: &Comparison, rows: &[&Row]) -> Result<String> {
             area.draw_text(&row.workload, &style, (0, top))?;
             for ((bar, number), cell) in (0..).zip(0..).zip(&row.cells) {
                 let y = top + LABEL + bar * BAR;
-                let Some(figures) = &cell.figures else {
+                let Some(figures) = cell.right() else {
                     let style = letters(SOFT, HPos::Left, VPos::Center);
                     area.draw_text(cell.state.word(), &style, (4, y + BAR / 2))?;
                     continue;
@@ -253,7 +253,7 @@ pub(super) fn roofline(
         .rows
         .iter()
         .filter_map(|row| {
-            let figures = row.cells.get(column)?.figures.as_ref()?;
+            let figures = row.cells.get(column)?.right()?;
             let op = ops.iter().position(|op| *op == row.op)?;
             (figures.intensity > 0.0).then_some((op, figures))
         })
@@ -261,6 +261,11 @@ pub(super) fn roofline(
     let roof = ceilings
         .fma_gflops
         .max(ceilings.matrix_gflops.unwrap_or(0.0));
+    let rates = [ceilings.fma_gflops, ceilings.read_gbps, ceilings.copy_gbps];
+    if rates.iter().any(|rate| !rate.is_normal() || *rate <= 0.0) {
+        // There is no roof.
+        return Ok(String::new());
+    }
     // So that the corner can be seen, whatever the rows are.
     let corner = roof / ceilings.read_gbps;
     let x = points.iter().map(|(_, figures)| figures.intensity);
@@ -325,7 +330,7 @@ pub(super) fn lengths(comparison: &Comparison, series: &str) -> Result<String> {
             .iter()
             .filter(|row| row.series.as_deref() == Some(series))
             .filter_map(|row| {
-                let figures = row.cells.get(column)?.figures.as_ref()?;
+                let figures = row.cells.get(column)?.right()?;
                 Some((row.length? as f64, figures.gflops))
             })
             .collect();
@@ -371,7 +376,7 @@ pub(super) fn errors(comparison: &Comparison, dtype: DType) -> Result<String> {
         .filter(|row| row.dtype == dtype)
         .flat_map(|row| row.cells.iter().enumerate())
         .filter_map(|(column, cell)| {
-            let figures = cell.figures.as_ref()?;
+            let figures = cell.right()?;
             let part = (figures.err? / figures.err_limit).max(LEAST);
             Some((column, figures.share.median, part))
         })

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Result,
-    bench::Bound,
+    bench::{Bound, Clock},
     compare::{Cell, Column, Comparison, Interval, State},
 };
 
@@ -59,6 +59,14 @@ pub(super) fn bound(bound: Bound) -> &'static str {
     }
 }
 
+/// A clock in a word.
+fn clock(clock: Clock) -> &'static str {
+    match clock {
+        Clock::Gpu => "gpu",
+        Clock::Wall => "wall",
+    }
+}
+
 /// An adapter in a few words.
 pub(super) fn device(column: &Column) -> String {
     let adapter = &column.adapter;
@@ -68,6 +76,12 @@ pub(super) fn device(column: &Column) -> String {
     );
     let commit = column.commit.as_deref().unwrap_or("commit unknown");
     format!("{words}, foveate {} {commit}", column.foveate)
+}
+
+/// What differs from how the reference was opened.
+pub(super) fn opened(column: &Column) -> Option<String> {
+    let there = !column.differences.is_empty();
+    there.then(|| format!("opened differently: {}", column.differences.join("; ")))
 }
 
 const MEANING: &str = "Ratios are to the reference; above 1 is slower. Time: of the medians. Paced: at equal pace, \
@@ -121,6 +135,7 @@ fn inert(comparison: &Comparison, change: fn(&str) -> String) -> Comparison {
         ] {
             apply(text);
         }
+        column.differences.iter_mut().for_each(apply);
         column.commit.as_mut().map(apply);
         column.error.as_mut().map(apply);
     }
@@ -166,9 +181,10 @@ fn text(comparison: &Comparison, style: impl Fn(&mut Table)) -> String {
             .as_ref()
             .map(|error| format!("; failed: {error}"));
         parts.push(format!(
-            "- {}{against}: {}{}",
+            "- {}{against}: {}{}{}",
             column.label,
             device(column),
+            opened(column).map_or_else(String::new, |words| format!("; {words}")),
             error.unwrap_or_default()
         ));
     }
@@ -253,6 +269,10 @@ fn problems(comparison: &Comparison) -> Vec<String> {
         for (cell, column) in row.cells.iter().zip(&comparison.columns) {
             let what = match (&cell.figures, cell.state) {
                 (_, State::Right | State::Missing) => continue,
+                (Some(figures), _) if figures.late_pipelines > 0 => format!(
+                    "{} pipelines were created after the first plan",
+                    figures.late_pipelines
+                ),
                 (Some(figures), _) => format!(
                     "error {}, at most {:.1e} is right",
                     error(figures.err),
@@ -283,6 +303,7 @@ struct Line<'a> {
     outcome: &'static str,
     schedule: Option<&'a str>,
     bound: Option<&'static str>,
+    clock: Option<&'static str>,
     ms: Option<f64>,
     ms_p10: Option<f64>,
     ms_p90: Option<f64>,
@@ -322,6 +343,7 @@ pub(super) fn csv(comparison: &Comparison) -> Result<String> {
                 outcome: cell.state.word(),
                 schedule: figures.map(|f| f.schedule.as_str()),
                 bound: figures.map(|f| bound(f.bound)),
+                clock: figures.map(|f| clock(f.clock)),
                 ms: figures.map(|f| f.ms.median),
                 ms_p10: figures.map(|f| f.ms.p10),
                 ms_p90: figures.map(|f| f.ms.p90),
