@@ -15,7 +15,7 @@ use crate::{Call, Engine, Error, Gpu, Op, Plan, Result, Schedule, Tensor, Tuning
 const PAST_CACHES: f64 = 256e6;
 
 /// Short runs are repeated for so long in a round ...
-const LEAST_TIME: Duration = Duration::from_millis(500);
+const LEAST_TIME: Duration = Duration::from_millis(200);
 /// ... up to this many times as often as asked for.
 const MOST_TIMES: usize = 4;
 /// Longest wanted run of a probe, in ms.
