@@ -748,6 +748,7 @@ fn the_exit_code_tells_a_regression() {
         ("compare old.json none.json", 1),
         ("compare old.json new.json --fail-over ten", 2),
         ("compare old.json new.json --fail-over 10", 2),
+        ("compare old.json new.json --json --format csv", 2),
         ("compare old.json new.json --html none/page.html", 1),
         ("compare", 2),
     ] {

@@ -38,9 +38,9 @@ pub(super) struct Args {
     /// are taken together.
     #[arg(required = true, value_name = "FILE")]
     records: Vec<String>,
-    /// What to print.
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// What to print; a table where nothing is said.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Also write a page with plots and tables, which needs no network.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -99,22 +99,33 @@ fn limit(text: &str) -> Result<f64, String> {
     }
 }
 
+impl Args {
+    /// What to print: --format and --json may not say different things.
+    fn format(&self, globals: &Globals) -> Result<Format> {
+        match (globals.json, self.format) {
+            (false, format) => Ok(format.unwrap_or(Format::Table)),
+            (true, None | Some(Format::Json)) => Ok(Format::Json),
+            (true, Some(_)) => Err(Error::invalid(
+                "--json",
+                "is given beside another --format",
+                "leave one of them out",
+            )),
+        }
+    }
+}
+
 pub(super) fn run(args: &Args, globals: &Globals) -> Result<ExitCode> {
     if let Some(path) = &args.html {
         check_place(path, "--html")?;
     }
+    args.format(globals)?;
     let comparison = Comparison::new(&sources(&args.records)?)?;
     if let Some(path) = &args.html {
         let page = page::html(&comparison)?;
         std::fs::write(path, page).map_err(|error| Error::file(path, error))?;
         note(format_args!("wrote {}", path.display()));
     }
-    let format = if globals.json {
-        Format::Json
-    } else {
-        args.format
-    };
-    match format {
+    match args.format(globals)? {
         Format::Table => print(tables::terminal(&comparison))?,
         Format::Markdown => print(tables::markdown(&comparison))?,
         Format::Csv => print(tables::csv(&comparison)?.trim_end())?,
