@@ -2,12 +2,13 @@
 //
 // The variable CHROMIUM names the browser; a real GPU is used with the argument `hardware`, else SwiftShader.
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
+import { EXECUTABLE, INSTALL, INSTALL_DRIVER, QUIET, SOFTWARE, driver } from "./browser.mjs";
 import { missing, serve } from "./lines.mjs";
 
 const FOLDER = path.dirname(fileURLToPath(import.meta.url));
@@ -17,17 +18,12 @@ const FILES = {
   "/foveate.js": ["text/javascript", () => readFileSync(path.join(FOLDER, "foveate.js"))],
 };
 
-const executablePath = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/google-chrome"]
-  .filter(Boolean)
-  .find(existsSync);
-if (!executablePath) {
-  missing("Chromium is not there: install it (Debian: apt-get install chromium), or name it in CHROMIUM");
+if (!EXECUTABLE) {
+  missing(INSTALL);
 }
-let playwright;
-try {
-  playwright = await import("playwright-core");
-} catch {
-  missing("the package playwright-core is not there: npm ci, in the folder web");
+const playwright = await driver();
+if (!playwright) {
+  missing(INSTALL_DRIVER);
 }
 
 const server = createServer((request, response) => {
@@ -37,21 +33,11 @@ const server = createServer((request, response) => {
 });
 await new Promise((done) => server.listen(0, "127.0.0.1", done));
 
-const software = ["--use-webgpu-adapter=swiftshader"];
 const profile = mkdtempSync(path.join(tmpdir(), "foveate-chromium-"));
 const context = await playwright.chromium.launchPersistentContext(profile, {
-  executablePath,
+  executablePath: EXECUTABLE,
   headless: true,
-  args: [
-    "--no-sandbox",
-    "--enable-unsafe-webgpu",
-    ...(process.argv[2] === "hardware" ? [] : software),
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-  ],
+  args: [...QUIET, ...(process.argv[2] === "hardware" ? ["--enable-unsafe-webgpu"] : SOFTWARE)],
 });
 
 async function close() {

@@ -7,13 +7,13 @@
 // test with.
 
 import assert from "node:assert/strict";
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { request } from "node:http";
-import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { fileURLToPath } from "node:url";
 
+import { EXECUTABLE, INSTALL, INSTALL_DRIVER, QUIET, SOFTWARE, driver } from "../../web/browser.mjs";
 import { Encoder, parse } from "./encoder.js";
 import { serve } from "./serve.mjs";
 
@@ -139,27 +139,19 @@ await check("the server has the page, and nothing else", async () => {
 
 // In a browser.
 
-const executablePath = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/google-chrome"].filter(Boolean).find(existsSync);
-let playwright;
-try {
-  const path = createRequire(new URL("../../web/package.json", import.meta.url)).resolve("playwright-core");
-  playwright = (await import(pathToFileURL(path))).default;
-} catch {
-  // Said below.
-}
+const playwright = await driver();
 if (failed) await end(1, `${failed} failed, ${passed} passed; not tried in a browser`);
-if (!executablePath) await end(77, "skipped in a browser: Chromium is not there (Debian and Ubuntu: apt-get install chromium; or name it in CHROMIUM)");
-if (!playwright) await end(77, "skipped in a browser: the package playwright-core is not there (npm ci, in the folder web)");
+if (!EXECUTABLE) await end(77, `skipped in a browser: ${INSTALL}`);
+if (!playwright) await end(77, `skipped in a browser: ${INSTALL_DRIVER}`);
 
-const SOFTWARE = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"];
 const WAIT = { timeout: 60_000 };
 
 /** Opens a browser of its own, does something with its page, and closes it. */
 const browse = async (args, work) => {
   const profile = mkdtempSync(join(tmpdir(), "foveate-page-"));
   const context = await playwright.chromium.launchPersistentContext(profile, {
-    executablePath, headless: true, viewport: { width: 1200, height: 900 },
-    args: ["--no-sandbox", ...args, "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic"],
+    executablePath: EXECUTABLE, headless: true, viewport: { width: 1200, height: 900 },
+    args: [...QUIET, ...args],
   });
   try {
     return await work(context.pages()[0] ?? await context.newPage());
