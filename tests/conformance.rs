@@ -156,6 +156,9 @@ fn check_host(command: &str) {
     let cases = one_per_family(&SLOW_ON_SWIFTSHADER);
     assert!(cases.len() > 40, "only {} cases", cases.len());
     let device = Device::Host(host);
+    // What the runner promises of any device is what plans keep to.
+    let budget = device.caps().loop_budget;
+    assert_eq!(budget, foveate::caps::UNMEASURED_LOOP_BUDGET);
     let listed = Listed::carried();
     let summary = run_all(&device, &cases, &Tuning::QUICK_START, &listed, |_| {});
     check(&summary, &device.name());
